@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from statistics import linear_regression
@@ -133,15 +133,20 @@ def run_row(facts: RunFacts) -> Row:
     return _row(run, facts) | {"treatment": treatment}
 
 
-def learning_curve_rows(plan: Plan, store: Store | None) -> list[Row]:
+def learning_curve_rows(plan: Plan, store: Store | None, treatments: Collection[str] | None = None) -> list[Row]:
     """Return validation accuracies of the plan's runs that learned a mask: one row per run and evaluation.
 
-    A run of several treatments has the label of the first. None without a store, because tables have no curves.
+    `treatments`: labels of the treatments whose runs are wanted, by default all. A run of several of them has the label
+    of the first. None without a store, because tables have no curves.
     """
     if store is None:
         return []
     # Reversed, so that the first of several labels is the one that stays.
-    labels = {member.run_id: member.treatment for member in reversed(plan.treatment_runs)}
+    labels = {
+        member.run_id: member.treatment
+        for member in reversed(plan.treatment_runs)
+        if treatments is None or member.treatment in treatments
+    }
     curve_rows: list[Row] = []
     for run_id in labels.keys() & store.run_ids():
         run = plan.runs[run_id]

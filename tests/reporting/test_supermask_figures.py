@@ -21,9 +21,13 @@ from supermask.reporting.figures import (
     curve_points,
     is_heuristic,
     learning_curves_figure,
+    supermask_curves_figure,
     supermask_figure,
+    table_one_figure,
     untrained_figure,
+    untrained_masks_figure,
 )
+from supermask.reporting.figures.learning_curves import curve_notes
 from supermask.store import Store
 from supermask.store.rows import learning_curve_rows, plan_rows
 
@@ -123,6 +127,42 @@ def test_lines_named_by_treatment_keep_the_runs_that_two_schedules_share() -> No
         "fast, one_shot",
         "slow, one_shot",
     }
+
+
+def test_every_caption_has_the_notes_on_the_data_and_the_finding_last() -> None:
+    """A note on the data, such as images decoded from JPEG files, is under every figure."""
+    note, label = "images decoded from JPEG files", "learned, w_i"
+    masks = [*heuristics(), *(learned(label, seed, 0.9) for seed in SEEDS)]
+    rows: list[Row] = [{**row, "data_note": note, "initial_validation_accuracy": 0.1} for row in masks]
+    points: list[Row] = [
+        {"treatment": label, "seed": seed, "iteration": 10, "validation_accuracy": 0.5} for seed in SEEDS
+    ]
+    captions = {
+        "heuristic": untrained_figure(rows, "T", 10.0).caption,
+        "figure-6": untrained_masks_figure(rows, "T", 10.0).caption,
+        "figure-7": supermask_curves_figure(rows, "T", 10.0).caption,
+        "supermasks": supermask_figure(rows, [label], label, "T", 10.0).caption,
+        "table-one": table_one_figure(rows, "T", 10.0).caption,
+        "learning": learning_curves_figure(points, "T", notes=curve_notes(rows, [label])).caption,
+    }
+    for name, caption in captions.items():
+        assert caption.count(f"Data: {note}.") == 1, name
+        assert caption.rstrip(".").rpartition(". ")[2].startswith("Takeaway: "), name
+    demonstration = [{**row, "dataset": "digits"} for row in rows]
+    for caption in (
+        untrained_figure(demonstration, "T", 10.0).caption,
+        untrained_masks_figure(demonstration, "T", 10.0).caption,
+        supermask_curves_figure(demonstration, "T", 10.0).caption,
+    ):
+        assert caption.count("A demonstration on digits: nothing is tested") == 1
+
+
+def test_learning_curves_count_the_runs_without_a_curve() -> None:
+    rows = [learned("learned", seed, 0.9) for seed in SEEDS]
+    assert curve_notes(rows, ["learned"]) == [""]
+    rows[0] |= {"status": "to_do"}
+    assert curve_notes(rows, ["learned"]) == [f"In no mean, of {len(rows)} runs: 1 still to do (learned 1)."]
+    assert curve_notes(rows, ["other"]) == [""]
 
 
 def test_rescaled_networks_are_described_in_the_caption_only() -> None:
@@ -292,6 +332,9 @@ treatments:
     points = learning_curve_rows(plan, Store(store))
     assert {p["treatment"] for p in points} == {"learned"}, "a run that serves several has the label of the first"
     assert {p["seed"] for p in points} == {0, 1}
+    selected = learning_curve_rows(plan, Store(store), ["ticket", "trained on"])
+    assert [{**p, "treatment": "learned"} for p in selected] == points
+    assert {p["treatment"] for p in selected} == {"trained on"}, "the label of the first of those that are wanted"
     assert sum(r["supermask"] == "bernoulli" for r in rows if r.get("supermask")) == 2
 
 

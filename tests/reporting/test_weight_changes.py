@@ -67,6 +67,11 @@ def test_the_intervals_of_a_single_level_are_bars() -> None:
     assert "; band: 95% t-interval." in weight_changes_figure(rows(), LABELS, "Title").caption
 
 
+def test_the_note_on_the_data_is_in_the_caption() -> None:
+    noted = [{**row, "data_note": "images decoded from JPEG files"} for row in rows()]
+    assert " Data: images decoded from JPEG files. Takeaway" in weight_changes_figure(noted, LABELS, "Title").caption
+
+
 def test_the_caption_ends_with_the_finding() -> None:
     caption = weight_changes_figure(rows(), LABELS, "Title").caption
     assert caption.endswith(

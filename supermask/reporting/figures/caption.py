@@ -121,6 +121,13 @@ def data_notes(summary: Summary) -> list[str]:
     return [*demonstration_note(summary.subject), *data_notices(summary.data_notes)]
 
 
+def row_data_notes(rows: Sequence[Row]) -> list[str]:
+    """Return the notes on the data of these rows, for figures that are not drawn from a summary."""
+    datasets = dict.fromkeys(str(row.get("dataset")) for row in rows)
+    demonstrations = [sentence for dataset in datasets for sentence in demonstration_note(f"network on {dataset}")]
+    return [*demonstrations, *data_notices(sorted({str(row["data_note"]) for row in rows if row.get("data_note")}))]
+
+
 def demonstration_note(subject: str) -> list[str]:
     """Return the sentence for captions of figures on demonstration data; none for other data.
 

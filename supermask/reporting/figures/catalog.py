@@ -12,6 +12,7 @@ from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.text import Row
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, count_unconverged, draw_summary, unconverged_note
 from supermask.reporting.figures.differences import draw_differences
+from supermask.reporting.figures.learning_curves import curve_notes
 from supermask.reporting.figures.network_panels import PAPER_DATASETS, PAPER_FIGURES, is_shipped
 from supermask.reporting.figures.overview import draw_overview
 from supermask.reporting.figures.ranking import draw_ranking
@@ -92,9 +93,9 @@ def study_figures(
         draw["supermasks"] = lambda: figures.supermask_figure(rows, labels, study.reference, title, chance, options)
         if figures.has_table_one(labels):
             draw["table-one"] = lambda: figures.table_one_figure(rows, title, chance, options=options)
-        points = [point for point in learning_curve_rows(plan, store) if point["treatment"] in labels]
+        points = learning_curve_rows(plan, store, labels)
         if any(point["iteration"] for point in points):
-            draw["learning"] = lambda: figures.learning_curves_figure(points, title, options)
+            draw["learning"] = lambda: figures.learning_curves_figure(points, title, options, curve_notes(rows, labels))
     elif any(row["status"] == "finished" and not row.get("rescaled") for row in heuristic):
         draw["heuristic"] = lambda: figures.untrained_figure(rows, title, chance, options)
     summaries = summarize_trained(plan, rows, required=not draw, labels=labels)

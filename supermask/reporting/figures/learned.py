@@ -17,7 +17,7 @@ from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.datasets.specs import is_demonstration
 from supermask.reporting.figures.accuracy import accuracy_ticks, log_error_scale, set_log_ticks
-from supermask.reporting.figures.caption import demonstration_note, describe_excluded, format_seeds, join_sentences
+from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences, row_data_notes
 from supermask.reporting.figures.layout import FigurePage, fit_labels, max_text_width
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
 from supermask.reporting.figures.style import (
@@ -316,8 +316,9 @@ def _caption(rows: Sequence[Row], results: Sequence[MaskResult], reference: str,
     if any(is_heuristic(row) and untrained.intersection(treatment_labels(row)) for row in rows):
         sentences.append("Heuristic masks: at the level of best validation accuracy.")
     sentences.append("Dashed: chance." + (" Dotted: the trained dense network." if has_dense else ""))
-    demo = demonstration_note(f"{first['network']} on {first['dataset']}")
-    sentences += demo or _test_notes(results, reference)
+    if not is_demonstration(str(first["dataset"])):
+        sentences += _test_notes(results, reference)
+    sentences += row_data_notes(rows)
     unfinished = [row for row in rows if row["status"] != "finished"]
     labels = {label for row in rows for label in treatment_labels(row)}
     best = max((result for result in results), key=lambda result: result.interval.mean)

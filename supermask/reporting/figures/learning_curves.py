@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from supermask.analysis.stats import PERCENT, MeanInterval, mean_interval
@@ -17,7 +17,13 @@ from supermask.reporting.figures.accuracy import (
     log_error_scale,
     set_log_ticks,
 )
-from supermask.reporting.figures.caption import format_seeds, interval_mark
+from supermask.reporting.figures.caption import (
+    describe_excluded,
+    format_seeds,
+    interval_mark,
+    join_sentences,
+    row_data_notes,
+)
 from supermask.reporting.figures.layout import FigurePage, fit_labels, set_legend_labels
 from supermask.reporting.figures.save import RenderedFigure, mean_columns
 from supermask.reporting.figures.style import (
@@ -28,6 +34,7 @@ from supermask.reporting.figures.style import (
     assign_styles,
     style_context,
 )
+from supermask.store.tables import treatment_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,19 +47,19 @@ Curves = dict[str, dict[int, MeanInterval]]
 
 
 def learning_curves_figure(
-    points: Sequence[Row], title: str, options: FigureOptions = DEFAULT_OPTIONS
+    points: Sequence[Row], title: str, options: FigureOptions = DEFAULT_OPTIONS, notes: Sequence[str] = ()
 ) -> RenderedFigure:
     """Draw the validation accuracy of masks while they are learned: mean over seeds with its 95% t-interval.
 
     `points`: rows with `treatment`, `seed`, `iteration` and `validation_accuracy` (share in [0, 1]), as
-    `learning_curve_rows` returns them. Both axes are logarithmic, the accuracy in its error. Raises UserError if no
-    mask was learned.
+    `learning_curve_rows` returns them. Both axes are logarithmic, the accuracy in its error. `notes`: sentences of the
+    caption, as `curve_notes` returns them. Raises UserError if no mask was learned.
     Source: Zhou et al. 2019, Sec. 5; authors' response, item 8 (masks that start from a heuristic).
     """
     curves = _mean_curves(points)
     if not curves:
         raise UserError("there is nothing to draw: no mask of this study has been learned; run the study first")
-    styles, caption = assign_styles(list(curves)), _caption(curves, options.axis)
+    styles, caption = assign_styles(list(curves)), _caption(curves, options.axis, notes)
     with style_context(options):
         names = dict(zip(curves, fit_labels(list(curves), LEGEND_WIDTH - 0.4, lines=3, size=6.4), strict=True))
         height = max(MIN_HEIGHT, 0.08 + sum(0.155 + 0.11 * name.count("\n") for name in names.values()))
@@ -69,9 +76,16 @@ def average_curves(points: Sequence[Row]) -> list[Row]:
     return _data_rows(_mean_curves(points))
 
 
-def curves_caption(points: Sequence[Row]) -> str:
+def curves_caption(points: Sequence[Row], notes: Sequence[str] = ()) -> str:
     """Return the caption of the figure of these points, for which `average_curves` is not empty."""
-    return _caption(_mean_curves(points), "auto")
+    return _caption(_mean_curves(points), "auto", notes)
+
+
+def curve_notes(rows: Sequence[Row], labels: Collection[str]) -> list[str]:
+    """Return the sentences on runs without a curve and on the data, from the rows of a study and labels to draw."""
+    learned = [row for row in rows if row.get("supermask") and set(labels).intersection(treatment_labels(row))]
+    unfinished = [row for row in learned if row["status"] != "finished"]
+    return [describe_excluded(unfinished, labels, len(learned)), *row_data_notes(learned)]
 
 
 def _mean_curves(points: Sequence[Row]) -> Curves:
@@ -148,16 +162,21 @@ def _line_style(style: LineStyle) -> dict[str, Any]:
     return {**edge, "linewidth": 1.0, "linestyle": style.line}
 
 
-def _caption(curves: Curves, scale: AxisScale) -> str:
+def _caption(curves: Curves, scale: AxisScale, notes: Sequence[str]) -> str:
     counts = {mean.n for curve in curves.values() for mean in curve.values()}
-    notes = {"linear": "", "log": "The accuracy axis is logarithmic."}
-    notes |= dict.fromkeys(("auto", "log-error"), "The accuracy axis is logarithmic in the error.")
+    scale_notes = {"linear": "", "log": "The accuracy axis is logarithmic."}
+    scale_notes |= dict.fromkeys(("auto", "log-error"), "The accuracy axis is logarithmic in the error.")
     mark = interval_mark([[mean.low is not None for mean in curve.values()] for curve in curves.values()])
     band = f"; {mark}: 95% t-interval of the mean" if max(counts) > 1 else ""
-    return (
-        f"Validation accuracy of single samples of the mask while it is learned: mean over {format_seeds(counts)}"
-        f"{band}. Iteration 0, before learning, is not shown. {notes[scale]}"
-    ).strip() + _takeaway(curves)
+    return join_sentences(
+        [
+            f"Validation accuracy of single samples of the mask while it is learned: mean over {format_seeds(counts)}"
+            f"{band}. Iteration 0, before learning, is not shown.",
+            scale_notes[scale],
+            *notes,
+            _takeaway(curves),
+        ]
+    )
 
 
 def _takeaway(curves: Curves) -> str:
@@ -166,7 +185,7 @@ def _takeaway(curves: Curves) -> str:
     last = max(curve)
     half = max((iteration for iteration in curve if 2 * iteration <= last), default=None)
     gain = f", {curve[last].mean - curve[half].mean:+.2f} points over the last doubling" if half else ""
-    return f" Takeaway: {label} ends highest, at {curve[last].mean:.1f}% after {last:,} iterations{gain}."
+    return f"Takeaway: {label} ends highest, at {curve[last].mean:.1f}% after {last:,} iterations{gain}."
 
 
 def _data_rows(curves: Curves) -> list[Row]:

@@ -13,7 +13,7 @@ from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_number, format_percent
 from supermask.reporting.figures.accuracy import MARKER, remaining_weights_axis
-from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
+from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences, row_data_notes
 from supermask.reporting.figures.layout import FigurePage, max_text_width
 from supermask.reporting.figures.learned import accuracy_axis, row_labels
 from supermask.reporting.figures.legends import add_legend_below, legend_height
@@ -177,6 +177,7 @@ def curves_caption(rows: Sequence[Row], points: Sequence[CurvePoint], chance: fl
             learned if has_learned else "No learned mask has finished.",
             f"Dashed: chance ({format_number(chance, 0)}%).",
             describe_excluded(unfinished, labels, shown),
+            *row_data_notes(rows),
             _curves_takeaway(points),
         ]
     )
@@ -356,6 +357,7 @@ def _untrained_caption(rows: Sequence[Row], table: Sequence[Row]) -> str:
             "Without a mask: validation accuracy before training. Dashed: chance.",
             *_chosen_treatments(rows),
             describe_excluded(unfinished, labels | {DENSE}, shown),
+            *row_data_notes(rows),
             f"{takeaway}.",
         ]
     )

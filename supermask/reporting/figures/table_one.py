@@ -11,7 +11,7 @@ from supermask.analysis.summary import check_one_experiment
 from supermask.core.errors import UserError
 from supermask.core.text import Row, format_number
 from supermask.reporting.figures.accuracy import MARKER
-from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences
+from supermask.reporting.figures.caption import describe_excluded, format_seeds, join_sentences, row_data_notes
 from supermask.reporting.figures.layout import FigurePage, text_measure
 from supermask.reporting.figures.learned import accuracy_axis, compute_mask_results, row_labels
 from supermask.reporting.figures.save import RenderedFigure, format_values
@@ -242,6 +242,7 @@ def _caption(
             else f"The paper's table does not have {subject}.",
             chance,
             describe_excluded(unfinished, labels, len(shown)),
+            *row_data_notes(shown),
             _takeaway(table),
         ]
     )

@@ -22,7 +22,13 @@ from supermask.reporting.figures.accuracy import (
     remaining_weights_axis,
     set_log_ticks,
 )
-from supermask.reporting.figures.caption import describe_excluded, format_seeds, interval_mark, join_sentences
+from supermask.reporting.figures.caption import (
+    describe_excluded,
+    format_seeds,
+    interval_mark,
+    join_sentences,
+    row_data_notes,
+)
 from supermask.reporting.figures.layout import FigurePage, fit_labels, fit_text, set_legend_labels
 from supermask.reporting.figures.save import RenderedFigure, format_values, mean_columns
 from supermask.reporting.figures.style import (
@@ -156,6 +162,7 @@ def heuristic_caption(rows: Sequence[Row], chance: float | None = None) -> str:
             near,
             "Dotted line: the trained dense network." if _dense_accuracies(rows) else "",
             describe_excluded(unfinished, labels, len(requested)),
+            *row_data_notes(requested),
             _takeaway(_average(plain)),
         ]
     )

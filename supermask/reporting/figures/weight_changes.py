@@ -13,11 +13,11 @@ from supermask.core.errors import UserError
 from supermask.core.text import Row, format_percent
 from supermask.reporting.figures.accuracy import MARKER, draw_band, remaining_weights_axis
 from supermask.reporting.figures.caption import (
-    demonstration_note,
     describe_excluded,
     format_seeds,
     interval_mark,
     join_sentences,
+    row_data_notes,
 )
 from supermask.reporting.figures.layout import FigurePage
 from supermask.reporting.figures.legends import add_legend_below, legend_height
@@ -155,7 +155,7 @@ def weight_changes_caption(rows: Sequence[Row], points: Sequence[FactPoint]) -> 
             "A tie is drawn where weights of equal score are on both sides of the cut. Sign and magnitude: at the end "
             "of a level's training against its start.",
             describe_excluded(unfinished, labels, len(shown)),
-            *demonstration_note(subject),
+            *row_data_notes(shown),
             weight_changes_takeaway(points),
         ]
     )

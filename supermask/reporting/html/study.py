@@ -24,7 +24,7 @@ from supermask.reporting.figures.caption import (
 from supermask.reporting.figures.catalog import TrainedSummaries, summarize_trained
 from supermask.reporting.figures.comparison import comparison_caption
 from supermask.reporting.figures.learned import supermask_caption, supermask_results, supermask_rows
-from supermask.reporting.figures.learning_curves import average_curves, curves_caption
+from supermask.reporting.figures.learning_curves import average_curves, curve_notes, curves_caption
 from supermask.reporting.figures.ranking import compute_ranking, ranking_caption
 from supermask.reporting.figures.table_one import has_table_one, table_one_caption, table_one_rows
 from supermask.reporting.figures.untrained import heuristic_caption, heuristic_points
@@ -217,7 +217,9 @@ def _results(part_id: str, plan: Plan, rows: list[Row], store: Store | None) -> 
         points = learning_curve_rows(plan, store)
         if curves := average_curves(points):
             title, takeaway = "Learning curves of the masks", learning_takeaway(curves)
-            add_plot("learning", title, curves_caption(points), learning_plot(curves), takeaway)
+            add_plot(
+                "learning", title, curves_caption(points, curve_notes(rows, labels)), learning_plot(curves), takeaway
+            )
     elif heuristic:
         figure, takeaway = untrained_plot(heuristic, dense), heuristic_takeaway(heuristic)
         add_plot("heuristic", "Heuristic supermasks", heuristic_caption(rows), figure, takeaway)
