@@ -122,16 +122,32 @@ def write_report(content: Report, out: str | Path) -> Path:
 
 
 def ensure_writable(out: str | Path) -> None:
-    """Create the folder of an output file. Raises UserError, SystemFailure."""
+    """Create the folder of an output file. Raises UserError, also for a file that is no HTML page; SystemFailure."""
     out = output_path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder: give --out the name of a file, such as {out / 'report.html'}.")
+    _refuse_other_file(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{out.parent} is not a folder: give --out a file in one.") from error
     except OSError as error:
         raise SystemFailure(f"the report cannot be written to {out}: {error.strerror or error}") from error
+
+
+def _refuse_other_file(out: Path) -> None:
+    """Raise UserError if something is there that is no HTML page and not empty: a study, a table, a device."""
+    if not out.exists():
+        return
+    if not out.is_file():
+        raise UserError(f"{quote(str(out))} is a device or a pipe: give --out the name of a file.")
+    try:
+        with out.open("rb") as file:
+            start = file.read(100).lstrip().lower()
+    except OSError:
+        return  # Writing it says why it cannot be written.
+    if start and not start.startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{quote(str(out))} exists and is no HTML page: give --out another name.")
 
 
 def _command(

@@ -13,6 +13,7 @@ from helpers.report_page import read
 from helpers.stored_study import RUNS, TEXT, TrainedStudy, train_study, write_study
 
 from supermask.api import reports
+from supermask.core.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,18 @@ def test_unwritable_file_is_refused(trained: TrainedStudy, tmp_path: Path, out: 
     (tmp_path / "file").write_text("")
     assert message in refused(call("report", *trained.args, "--out", out))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_only_a_report_is_replaced(tmp_path: Path) -> None:
+    """A study, a table or a device that --out names by mistake stays as it is."""
+    study = write_study(tmp_path, "own.yaml", TEXT)
+    for out, message in ((study, "exists and is no HTML page"), (Path("/dev/null"), "is a device or a pipe")):
+        with pytest.raises(UserError, match=message):
+            reports.ensure_writable(out)
+    assert study.read_text() == TEXT
+    for text in ("", "<!doctype html>\n<html>", "\n <HTML>"):
+        (tmp_path / "report.html").write_text(text)
+        reports.ensure_writable(tmp_path / "report.html")
 
 
 def test_damage_is_a_warning(trained: TrainedStudy, tmp_path: Path) -> None:
