@@ -257,6 +257,8 @@ def test_overlap_takeaways_name_the_extremes() -> None:
     assert overlap_takeaway(pairs(masks), ["x", "y", "z"]) == (
         "Takeaway: x and y overlap 3 times as much as by chance; x and z overlap 0 times as much as by chance."
     )
+    sparse = [{"a.weight": np.arange(1000) < 2}] * 2
+    assert overlap_takeaway(pairs(sparse), ["x", "y"]) == "Takeaway: x and y overlap 750 times as much as by chance."
     masks = [m | {"b.weight": mask(seed, 0.5)} for seed, m in enumerate(masks)]
     assert overlap_by_layer_takeaway(pairs(masks)) == (
         "Takeaway: in a 1 of 3 pairs are above chance; in b 0 of 3 pairs are above chance."

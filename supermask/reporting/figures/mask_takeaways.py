@@ -34,7 +34,7 @@ def overlap_takeaway(pairs: Pairs, labels: Sequence[str]) -> str:
 
     def describe(key: tuple[int, int]) -> str:
         names = " and ".join(labels[index] for index in key)
-        return f"{names} overlap {ratios[key]:.2g} times as much as by chance"
+        return f"{names} overlap {_format_ratio(ratios[key])} times as much as by chance"
 
     most, least = max(ratios, key=lambda key: ratios[key]), min(ratios, key=lambda key: ratios[key])
     return _takeaway([describe(most)] if most == least else [describe(most), describe(least)])
@@ -112,10 +112,17 @@ def _mean_magnitude(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> fl
 
 
 def _ratio_takeaway(ratios: Mapping[int, float], labels: Sequence[str], others: str) -> str:
-    parts = _extremes(list(ratios), lambda index: ratios[index], lambda i: f"{ratios[i]:.2g} times ({labels[i]})")
+    parts = _extremes(
+        list(ratios), lambda index: ratios[index], lambda i: f"{_format_ratio(ratios[i])} times ({labels[i]})"
+    )
     if not parts:
         return ""
     return _takeaway([f"the kept weights' mean |w_f| is {' and '.join(parts)} that of {others}"])
+
+
+def _format_ratio(ratio: float) -> str:
+    """Format a ratio with two digits, from 100 on without decimals: `0.97`, `3.4`, `1,250`."""
+    return f"{ratio:,.0f}" if ratio >= 99.5 else f"{ratio:.2g}"
 
 
 def _extremes(items: Sequence[Item], key: Callable[[Item], float], describe: Callable[[Item], str]) -> list[str]:
