@@ -175,6 +175,8 @@ def test_broken_invariant_is_no_result() -> None:
     fit(module, callback)
     with pytest.raises(RunsRefused, match=r"the certificate of level 1 does not hold: \{'frozen_is_frozen'"):
         fit(module, callback)
+    facts = callback.ticket().facts["lightning"]
+    assert (facts["level"], facts["certificate"]["held"]) == (0, True), "the ticket is that of level 0"
 
 
 class Stopped(Net):
@@ -197,6 +199,10 @@ def test_level_that_failed_is_repeated(at: int) -> None:
     with pytest.raises(ArithmeticError):
         fit(module, callback)
     assert not module._forward_pre_hooks
+    if at:
+        ticket = callback.ticket()
+        assert all(bool(mask.all()) for mask in ticket.masks.values())
+        assert ticket.facts["lightning"]["level"] == 0, "the level of the ticket's masks, not of the fit that failed"
     module.fails = False
     fit(module, callback)
     assert callback.level == at

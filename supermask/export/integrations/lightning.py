@@ -93,6 +93,8 @@ class TicketCallback(Callback):  # type: ignore[misc]
         self._step = _check_step(rates, criterion, mask0, scope)
         self._parent: ParentRun | None = None
         self._start: InitialState | None = None
+        # Level and certificate of the fit that ended as `_parent`.
+        self._result: tuple[int, Certificate] | None = None
         self._hold = ExitStack()
         self.level = 0
         """Level of the fit that runs or ran last: 0 is the dense network. With a ticket it stays 0."""
@@ -109,15 +111,17 @@ class TicketCallback(Callback):  # type: ignore[misc]
     def ticket(self, **facts: Any) -> Ticket:
         """Return the ticket of the last fit that ended: its masks and trained weights. `facts`: plain JSON to store.
 
-        Raises UserError before the end of the first fit.
+        A fit that was interrupted, that failed, or whose certificate does not hold has no ticket. Raises UserError
+        before the end of the first fit.
         """
-        if self._parent is None or self.certificate is None:
+        if self._parent is None or self._result is None:
             raise UserError("there is no ticket yet: call Trainer.fit with this callback first.")
         end = self._parent.state_at("end")
         frozen = {
             n: end.weights[n] for n, m in self._parent.start.masks.items() if bool((end.weights[n][~m] != 0).any())
         }
-        levels = {"level": self.level, "certificate": self.certificate.to_data()}
+        level, certificate = self._result
+        levels = {"level": level, "certificate": certificate.to_data()}
         return Ticket(
             self._parent.start.masks,
             dict(end.weights),
@@ -156,7 +160,7 @@ class TicketCallback(Callback):  # type: ignore[misc]
         if not self.certificate.passed:
             failed = {name: items for name, items in self.certificate.checks.items() if items}
             raise RunsRefused(f"the certificate of level {self.level} does not hold: {failed}. It is not a result.")
-        self._parent = ParentRun(self._start, {"end": end}, prunable)
+        self._parent, self._result = ParentRun(self._start, {"end": end}, prunable), (self.level, self.certificate)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Release the weights; the next fit repeats this level."""
