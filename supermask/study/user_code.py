@@ -183,10 +183,21 @@ def refuse_unhashed_modules(name: str, sources: Mapping[str, SourceFile]) -> Ite
 
 def _user_modules(names: Iterable[str]) -> dict[str, Path]:
     """Return module -> file of those that are neither installed nor part of this package, sorted by name."""
-    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in sorted(names)}
-    paths = {name: Path(file).resolve() for name, file in files.items() if file is not None}
+    modules = {name: sys.modules.get(name) for name in sorted(names)}
+    paths = {name: Path(file).resolve() for name, module in modules.items() if (file := _imported_file(module))}
     own = ("supermask", "__main__", "__mp_main__")
     return {n: path for n, path in paths.items() if n.partition(".")[0] not in own and not is_installed(path)}
+
+
+def _imported_file(module: ModuleType | None) -> str | None:
+    """Return the file that the import system read for a module; None if it read none.
+
+    The import system gives absolute paths. A package that makes a module in memory may give it a relative one, as
+    PyTorch does: `torch.classes.__file__` is "_classes.py", a file of no folder.
+    """
+    file = getattr(module, "__file__", None)
+    is_made_in_memory = getattr(module, "__spec__", None) is None and file is not None and not Path(file).is_absolute()
+    return None if is_made_in_memory else file
 
 
 def check_planned_source(kind: str, name: str, source: str | None, planned: str | None) -> None:

@@ -185,6 +185,25 @@ def test_imports_that_are_not_in_the_identity_are_refused(folder: Path, text: st
         assert import_function("mod:score").module_sha256 == code_sha256("mod:score") != identity
 
 
+MADE_IN_MEMORY = """import sys, types
+
+class Classes(types.ModuleType):
+    __file__ = "_classes.py"
+
+sys.modules["a_package.classes"] = Classes("a_package.classes")
+"""
+
+
+def test_modules_that_a_package_makes_in_memory_are_no_files_of_the_user(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch makes `torch.classes` and `torch.ops` so: a data function that imports PyTorch first was refused."""
+    write(folder, {"mod.py": MADE_IN_MEMORY + SCORE})
+    monkeypatch.setitem(sys.modules, "a_package.classes", None)
+    del sys.modules["a_package.classes"]
+    assert import_function("mod:score").module_sha256 == code_sha256("mod:score")
+
+
 def test_a_folder_that_the_code_adds_does_not_change_the_identity(folder: Path) -> None:
     text = f"{EXTENDED}def score(layer, rng):\n    import helper_c\n"
     write(folder, HELPER | {"mod.py": text})
