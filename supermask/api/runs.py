@@ -87,8 +87,8 @@ class PlanSummary:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Canonical names of all networks: the study's, and those that treatments have of their own."""
-        return tuple(dict.fromkeys(run.network for run in self.plan.runs.values()))
+        """Canonical names of all networks that are trained."""
+        return self.plan.networks
 
     @property
     def recipe(self) -> Recipe:

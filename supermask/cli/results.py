@@ -44,7 +44,7 @@ def status(
     from supermask.reporting.status import format_status
 
     plan, rows, damaged = runs.study_rows(study, add_scale(overrides, scale), store)
-    echo(f"{plan.study.name}: {plan.study.network} on {plan.study.dataset}\n")
+    echo(f"{plan.study.name}: {', '.join(plan.networks)} on {plan.study.dataset}\n")
     echo(format_status(runs.treatment_labels(plan), rows), nl=False)
     print_warnings([*plan.notices, *damaged])
 

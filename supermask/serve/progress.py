@@ -204,7 +204,7 @@ def _study_status(study: StoredStudy, store: CachedStore, difference: str) -> Pa
     ]
     return payload | {
         "title": study.plan.study.title,
-        "subject": f"{next(iter(study.plan.runs.values())).network} on {study.plan.study.dataset}",
+        "subject": f"{', '.join(study.plan.networks)} on {study.plan.study.dataset}",
         "total": progress.total,
         "done": progress.done,
         "counts": ", ".join(counts),

@@ -89,7 +89,7 @@ class Plan(RunGraph):
     study: Study
     """The study that was planned."""
     network: Network
-    """The study's network, with its tensors."""
+    """The study's network, with its tensors; if no treatment uses it, the network of the first treatment."""
     treatment_runs: list[TreatmentRun]
     """Roles: which run is which level of which treatment and seed."""
     inputs: PlanInputs = field(default_factory=PlanInputs)
@@ -106,6 +106,11 @@ class Plan(RunGraph):
     def has_one_dense_network(self) -> bool:
         """False if treatments of a seed have different dense runs: by training settings, network or initializer."""
         return len({role.run_id for role in self.treatment_runs if role.level == 0}) <= len(self.study.seeds)
+
+    @cached_property
+    def networks(self) -> tuple[str, ...]:
+        """Canonical names of all networks that are trained, in the order of the treatments."""
+        return tuple(dict.fromkeys(run.network for run in self.runs.values()))
 
     @property
     def spec(self) -> DatasetSpec:
@@ -158,8 +163,11 @@ def make_plan(study: Study, inputs: PlanInputs | None = None) -> Plan:
         initializer = study.resolve_initializer(treatment)
         return study.resolve_train(treatment), name, None if initializer == default_initializer(name) else initializer
 
-    network = make_network(_canonical_name(study.network), study.initializer)
     networks = {dense_run_key(t)[1:]: make_network(*dense_run_key(t)[1:]) for t in study.treatments}
+    # A study whose treatments all have networks of their own has none besides: the first stands for it.
+    trained = {name for name, _ in networks}
+    own_name = _canonical_name(study.network)
+    network = make_network(own_name, study.initializer) if own_name in trained else next(iter(networks.values()))
     for treatment in study.treatments:
         check_initializer(study, treatment, networks[dense_run_key(treatment)[1:]])
     contexts = {

@@ -209,6 +209,13 @@ def test_status_is_not_truncated_on_narrow_terminals(trained: TrainedStudy, monk
     assert "diverged" not in out
 
 
+def test_status_names_the_networks_that_are_trained(tmp_path: Path) -> None:
+    path = tmp_path / "nets.yaml"
+    path.write_text("{treatments: [{network: [conv2, fc-8]}], prune: {levels: 1}, seeds: 1}")
+    _, out, _ = call("status", str(path))
+    assert out.startswith("nets: conv2, fc-8 on digits\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["csv", "json", "parquet"])
 def test_table_of_an_unfinished_study_has_every_run(trained: TrainedStudy, format: str) -> None:

@@ -31,9 +31,11 @@ from supermask.reporting.html import (
 from supermask.reporting.html.page import SCRIPTS, escape_inline_script, plotly_script, read_asset
 from supermask.reporting.html.paper import PAPER, PAPER_DEVIATIONS, SUPERMASK
 from supermask.reporting.html.provenance import collect_provenance
+from supermask.reporting.html.study import build_study_section
 from supermask.store import Store
 from supermask.store.rows import plan_rows
 from supermask.study import study_from_dict
+from supermask.study.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,6 +159,12 @@ def test_a_claim_links_to_its_figure_or_study(trained: TrainedStudy, study: str,
     report = make_report(trained, claims=[claim(study=study, figure=figure)])
     (article,) = read(sections(report)["claims"]).all("article")
     assert [each.attributes["href"] for each in article.all("a")] == ([] if href is None else [href])
+
+
+def test_a_section_names_the_networks_of_all_treatments() -> None:
+    treatments = [{"network": ["conv2", "fc-8"]}]
+    plan = make_plan(study_from_dict({"treatments": treatments, "prune": {"levels": 1}, "seeds": 1}))
+    assert build_study_section("study-1", plan, [], None).subject == "conv2, fc-8 on digits"
 
 
 def test_sections_have_the_figures_and_tables_of_the_data(report: Report) -> None:

@@ -360,3 +360,12 @@ def test_treatments_share_exactly_the_runs_with_equal_steps() -> None:
         assert same[0]
         equal = [a_step == b_step for a_step, b_step in zip(steps(MIXED, a), steps(MIXED, b), strict=True)]
         assert same[1:] == [all(equal[: i + 1]) for i in range(len(equal))]
+
+
+def test_a_study_of_treatments_with_networks_of_their_own_is_checked_against_these() -> None:
+    study = study_from_dict(
+        {"treatments": [{"network": ["conv2", "conv4"]}], "prune": {"levels": 2, "only": ["conv1.weight"]}, "seeds": 1}
+    )
+    made = make_plan(study)
+    assert made.networks == ("conv2", "conv4")
+    assert made.network.name == "conv2"

@@ -158,7 +158,7 @@ def build_study_section(part_id: str, plan: Plan, rows: list[Row], store: Store 
         id=part_id,
         name=study.name,
         title=study.title or name,
-        network=next(iter(plan.runs.values())).network,
+        network=", ".join(plan.networks),
         dataset=study.dataset,
         seeds=study.seeds,
         treatments=len(study.treatments),
