@@ -97,12 +97,14 @@ class Summary:
     subject: str
     """Network and data set: `fc on mnist`."""
     data_notes: list[str]
+    own_settings: str = "training settings"
+    """Settings in which the dense networks of the treatments differ, if they have dense networks of their own."""
     band: tuple[float, float] | None = None
     """Largest and smallest percent of weights left of the study's primary endpoint; None if it has none."""
 
     @property
     def has_own_dense_networks(self) -> bool:
-        """True if treatments have dense networks of their own, because they differ in training settings."""
+        """True if treatments have dense networks of their own (networks, initializers or training settings differ)."""
         return any(point.level == 0 for points in self.series.values() for point in points)
 
     @property
@@ -161,7 +163,29 @@ def summarize(rows: Sequence[Row], treatments: Sequence[str], reference: str, me
         len(shown),
         subject,
         sorted({str(row["data_note"]) for row in shown if row.get("data_note")}),
+        _differing_settings([row for row in shown if row["level"] == 0]),
     )
+
+
+_TRAINING_COLUMNS = (
+    *("optimizer", "lr", "batch_size", "evaluate_every", "iterations", "momentum", "weight_decay", "lr_drops"),
+    *("lr_drop_factor", "warmup", "lr_schedule", "nesterov", "betas", "eps", "label_smoothing", "loss", "augment"),
+    *("normalize", "precision"),
+)
+"""Columns of the training settings."""
+
+
+def _differing_settings(dense_rows: Sequence[Row]) -> str:
+    """Return the kinds of settings in which dense runs differ: `network`, `initializer` and `training settings`."""
+
+    def differ(*columns: str) -> bool:
+        return len({tuple(row.get(column) for column in columns) for row in dense_rows}) > 1
+
+    # The default initializer follows from the network.
+    kinds = ["network"] if differ("network") else ["initializer"] if differ("initializer") else []
+    if not kinds or differ(*_TRAINING_COLUMNS):
+        kinds.append("training settings")
+    return " and ".join(kinds)
 
 
 def data_rows(summary: Summary) -> list[Row]:

@@ -182,6 +182,23 @@ def test_a_caption_names_some_of_many_unfinished_treatments() -> None:
     assert describe_excluded(unfinished, names, 30).endswith("t6 2, t7 2, and 4 more treatments).")
 
 
+@pytest.mark.parametrize(
+    ("facts", "settings"),
+    [
+        ({"network": "fc-20"}, "network"),
+        ({"initializer": "constant"}, "initializer"),
+        ({"lr": 0.1}, "training settings"),
+        ({"network": "resnet20", "initializer": "own"}, "network"),
+        ({"network": "fc-20", "optimizer": "sgd"}, "network and training settings"),
+    ],
+)
+def test_the_caption_says_in_what_the_dense_networks_differ(facts: dict[str, str | float], settings: str) -> None:
+    rows = [run("large_final", level, 0, 0.9) for level in (0, 1)]
+    rows += [run("random", level, 0, 0.8, **facts) for level in (0, 1)]
+    caption = draw(rows, ["large_final", "random"]).caption
+    assert f"Each treatment has its own {settings} and its own dense network: first point of its line." in caption
+
+
 def test_dense_mean_is_a_dotted_line() -> None:
     figure = draw(study())
     (line,) = [line for line in figure.figure.axes[0].lines if list(np.asarray(line.get_xdata())) == [0, 1]]

@@ -144,7 +144,7 @@ def dense_note(summary: Summary, common: str, own_place: str) -> str:
     if summary.dense:
         return common
     if summary.has_own_dense_networks:
-        return f"Each treatment has its own training settings and its own dense network: {own_place}."
+        return f"Each treatment has its own {summary.own_settings} and its own dense network: {own_place}."
     return "No dense network has finished."
 
 
