@@ -32,7 +32,7 @@ from supermask.store.verify import VerificationResult
 from supermask.study import StudyLike, load_study
 from supermask.study.cell_code import is_cell
 from supermask.study.plan import Plan
-from supermask.study.plan_checks import ineffective_settings
+from supermask.study.plan_checks import ineffective_settings, mostly_unpruned_networks
 from supermask.study.run import Run
 
 
@@ -141,7 +141,10 @@ def plan(
 def _ineffective_settings(study_plan: Plan) -> list[str]:
     dense = next(iter(study_plan.runs.values()))
     images = dense.data_options.num_training(dense.spec)
-    return ineffective_settings(study_plan.study, study_plan.network, images)
+    return [
+        *ineffective_settings(study_plan.study, study_plan.network, images),
+        *mostly_unpruned_networks(study_plan.inputs.network_facts),
+    ]
 
 
 def run(

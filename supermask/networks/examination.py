@@ -348,10 +348,13 @@ def _facts(
             )
         )
     if not tensors:
-        raise UserError(
-            f"network {quote(name)} has no prunable weight: none of its Linear, Conv, attention and recurrent layers "
-            "gets a gradient."
+        reason = (
+            "none of its Linear, Conv, attention and recurrent layers gets a gradient."
+            if prunable
+            else "it has no Linear, Conv, attention or recurrent layer. Parameters of layers that you wrote yourself "
+            "are trained but never pruned: make their matrices nn.Linear layers."
         )
+        raise UserError(f"network {quote(name)} has no prunable weight: {reason}")
     names, aliases = {t.name for t in tensors}, shared_names(module)
     unmasked = [
         UnmaskedTensor(

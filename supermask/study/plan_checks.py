@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from typing import get_args
 
 from pydantic import BaseModel
@@ -24,7 +25,7 @@ from supermask.core.masks import (
 )
 from supermask.core.recipe import epochs_to_iterations
 from supermask.core.types import PrunableTensor, TensorKind
-from supermask.networks.network import Network
+from supermask.networks.network import Network, NetworkFacts
 from supermask.study.prune_settings import Prune
 from supermask.study.schema import Study, Treatment
 from supermask.study.train_settings import Statistics, Train
@@ -226,6 +227,26 @@ def ineffective_settings(study: Study, network: Network, num_images: int) -> lis
     warnings += _ineffective_learn_settings(study, num_images)
     warnings += _equal_schedules(study)
     return list(dict.fromkeys(warnings)) + _unused_rates(study, network) + _levels_without_pruning(study, network)
+
+
+def mostly_unpruned_networks(network_facts: Mapping[str, NetworkFacts]) -> list[str]:
+    """Return one sentence per user's network most of whose trained matrices cannot be pruned.
+
+    Rates and densities count prunable weights alone, so such a network keeps more than its density says. Vectors
+    (biases, normalization parameters) do not count.
+    """
+    warnings = []
+    for name, facts in network_facts.items():
+        matrices = {t.name: prod(t.shape) for t in facts.unmasked if t.trained and len(t.shape) >= 2}
+        prunable, spared = sum(prod(t.shape) for t in facts.tensors), sum(matrices.values())
+        if spared > prunable:
+            listed = ", ".join(list(matrices)[:3]) + (" ..." if len(matrices) > 3 else "")
+            warnings.append(
+                f"network {quote(name)}: {spared:,} of its {spared + prunable:,} weights ({listed}) are trained but "
+                "never pruned, and no density counts them: only weights of Linear, Conv, attention and recurrent "
+                "layers are pruned."
+            )
+    return warnings
 
 
 def _ineffective_learn_settings(study: Study, num_images: int) -> list[str]:

@@ -376,6 +376,17 @@ def with_buffer(make: Callable[[], Tensor]) -> nn.Module:
     return module
 
 
+class OwnLayer(nn.Module):
+    """A layer with a parameter of its own, which no rule of pruning covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(10, 64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.kernel.T
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another shape": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 7)),
@@ -383,6 +394,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no module": (lambda: 3, "gives int, not a torch.nn.Module"),
     "no weight": (lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64)), "an output of shape (4, 64)"),
+    "layers of the user alone": (
+        OwnLayer,
+        "has no prunable weight: it has no Linear, Conv, attention or recurrent layer. Parameters of layers that you "
+        "wrote yourself are trained but never pruned: make their matrices nn.Linear layers.",
+    ),
     "no parameter": (nn.Flatten, "has no parameter that can be trained"),
     "a parameter that forward changes": (ChangesParameter, "changes its parameter 'layer.weight'"),
     "a counter": (Counts, "changes its attribute 'calls'"),

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from supermask.core.errors import UserError
+from supermask.core.types import PrunableTensor
+from supermask.networks.network import NetworkFacts, UnmaskedTensor
 from supermask.study import builtin_studies, load_study, plan, study_from_dict
 from supermask.study.plan import make_plan
-from supermask.study.plan_checks import MAX_RUNS, count_requested_runs, ineffective_settings
+from supermask.study.plan_checks import MAX_RUNS, count_requested_runs, ineffective_settings, mostly_unpruned_networks
 
 HUGE: dict[str, Any] = {
     "seeds": 10_000,
@@ -205,3 +207,21 @@ def test_sensible_settings_give_no_warning() -> None:
     for study in builtin_studies():
         for scale in study.scales:
             assert find_ineffective(make_plan(load_study(study.name, [f"scale={scale}", "seeds=1"]))) == []
+
+
+def test_a_network_that_is_mostly_never_pruned_gives_a_warning() -> None:
+    kernels = [UnmaskedTensor(name, (20, 16), "float32", trained=True) for name in ("a.kernel", "b.kernel")]
+    others = [
+        UnmaskedTensor("frozen", (99, 99), "float32", trained=False),
+        UnmaskedTensor("bias", (999,), "float32", trained=True),
+    ]
+    head = PrunableTensor("head.weight", (10, 40), "output", 40, 10)
+
+    def texts(*unmasked: UnmaskedTensor) -> list[str]:
+        return mostly_unpruned_networks({"nets:Net": NetworkFacts((1, 8, 8), 10, (head,), unmasked)})
+
+    assert texts(*kernels, *others) == [
+        "network 'nets:Net': 640 of its 1,040 weights (a.kernel, b.kernel) are trained but never pruned, and no "
+        "density counts them: only weights of Linear, Conv, attention and recurrent layers are pruned."
+    ]
+    assert texts(kernels[0], *others) == []
