@@ -40,15 +40,23 @@ STATUS_NOTES = {
 """Status of a run -> warning about its mask."""
 
 
-def load_masks(names: Sequence[str | Path], store: Store | None = None, weights: bool = True) -> list[MaskInfo]:
+def load_masks(
+    names: Sequence[str | Path] | str | Path, store: Store | str | Path | None = None, weights: bool = True
+) -> list[MaskInfo]:
     """Load masks by name, in the given order and with labels: runs of `store` (id or unique prefix) and tickets.
 
-    A ticket is a file, a folder or a repository of the Hub, as for `load_ticket`; any other name is a run. Duplicates
-    are loaded once. Without `weights` only masks are read. Weights that the store has dropped are None.
+    `names`: one name or several; `store`: a store or its folder. A ticket is a file, a folder or a repository of the
+    Hub, as for `load_ticket`; any other name is a run. Duplicates are loaded once. Without `weights` only masks are
+    read. Weights that the store has dropped are None.
 
     Raises UserError for a name that is neither, for no name and for more than `MAX_MASKS`; CorruptEntry for a damaged
     run.
     """
+    names = [names] if isinstance(names, (str, Path)) else names
+    if isinstance(store, (str, Path)):
+        from supermask.api.runs import open_store  # Late: tickets alone need none of its imports.
+
+        store = open_store(store)
     if not 1 <= len(names) <= MAX_MASKS:
         raise UserError(f"{len(names)} masks were given: give 1 to {MAX_MASKS} run ids or tickets.")
     replayer = None if store is None else StateReplayer(store, import_user_code=False)

@@ -70,7 +70,7 @@ class MaskAnalysis:
 
 
 def analyze_masks(
-    names: Sequence[str | Path],
+    names: Sequence[str | Path] | str | Path,
     store: str | Path | None = None,
     out: str | Path = "figures",
     only: str | None = None,
@@ -81,6 +81,7 @@ def analyze_masks(
     and for the analysis `overlap` on masks of different networks.
     """
     selected, out = _select_analyses(only), output_path(out)
+    names = [names] if isinstance(names, (str, Path)) else names
     source = None if all(is_ticket_source(name) for name in names) else open_store(store)
     masks = load_masks(names, source)
     pairs = compare_masks(masks) if "overlap" in selected else {}

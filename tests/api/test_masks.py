@@ -145,6 +145,19 @@ def test_duplicates_are_loaded_once(trained: TrainedStudy) -> None:
     assert len(load_masks([run, run[:20]], trained.open_store())) == 1
 
 
+@pytest.mark.slow
+def test_one_name_and_the_folder_of_a_store(trained: TrainedStudy, tmp_path: Path) -> None:
+    run = trained.run_id(1)
+    expected = load_masks([run], trained.open_store())[0]
+    for store in (trained.store, str(trained.store)):
+        (loaded,) = load_masks(run, store)
+        assert loaded.name == expected.name
+        assert all(np.array_equal(loaded.masks[name], mask) for name, mask in expected.masks.items())
+    assert [info.name for info in analyze_masks(run, trained.store, tmp_path).masks] == [expected.name]
+    with pytest.raises(UserError, match="there is no store at"):
+        load_masks(run, tmp_path / "none")
+
+
 def test_unknown_names_are_refused(trained: TrainedStudy) -> None:
     with pytest.raises(UserError, match=r"'ticket.safetensors' is neither a file nor"):
         load_masks(["ticket.safetensors"], trained.open_store())

@@ -285,6 +285,12 @@ ONES = torch.ones(2, 3, dtype=torch.bool)
     [
         ({"masks": {}}, "needs at least one mask"),
         ({"masks": {"w": ONES.float()}}, "not a bool tensor"),
+        ({"masks": [ONES]}, "masks of a ticket are a dict of names to tensors, not list"),
+        ({"masks": {"w": ONES.numpy()}}, "masks: 'w' is ndarray, not a PyTorch tensor: give torch.from_numpy"),
+        ({"masks": {0: ONES}}, "masks: 0 is not the name of a tensor, a text"),
+        ({"masks": {"w": None}}, "masks: 'w' is NoneType, not a PyTorch tensor"),
+        ({"masks": {"w": ONES}, "weights": {"w": [[1.0]]}, "others": {}}, "weights: 'w' is list, not a PyTorch tensor"),
+        ({"masks": {"w": ONES}, "others": 3}, "others of a ticket are a dict"),
         ({"masks": {"b": torch.ones(3, dtype=torch.bool)}}, "not a bool tensor of a kernel's shape"),
         ({"masks": {"w": ONES}, "weights": {"w": torch.zeros(3, 2)}, "others": {}}, r"shape \(3, 2\)"),
         ({"masks": {"w": ONES}, "weights": {"w": torch.zeros(2, 3).double()}, "others": {}}, "torch.float64"),
@@ -314,6 +320,12 @@ ONES = torch.ones(2, 3, dtype=torch.bool)
 def test_inconsistent_arguments_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Ticket(**given)
+
+
+def test_another_object_than_a_ticket_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dict is not a ticket: give supermask.Ticket\(masks, weights, others\)"):
+        save_ticket({"w": ONES}, tmp_path / "own.safetensors")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("facts", [{"a": (1,)}, {1: "a"}, {"a": float("nan")}, {"a": {1}}])

@@ -112,8 +112,10 @@ def read_ticket(file: IO[bytes], size: int) -> Ticket:
 def encode_ticket(ticket: Ticket) -> bytes:
     """Encode a ticket as the bytes of its file; equal tickets give equal bytes.
 
-    Raises UserError for facts that are not plain JSON.
+    Raises UserError for another object than a ticket, and for facts that are not plain JSON.
     """
+    if not isinstance(ticket, Ticket):
+        raise UserError(f"{type(ticket).__name__} is not a ticket: give supermask.Ticket(masks, weights, others).")
     tensors: Tensors = {}
     layers = []
     for name, mask in ticket.masks.items():

@@ -66,6 +66,7 @@ class Ticket:
     def __post_init__(self) -> None:
         for name in ("masks", "weights", "others", "frozen"):
             if (tensors := getattr(self, name)) is not None:
+                _check_are_tensors(name, tensors)
                 plain = {n: None if t is None else t.detach().cpu().contiguous() for n, t in tensors.items()}
                 object.__setattr__(self, name, plain)
         _check_tensors(self)
@@ -220,6 +221,20 @@ def mask_mismatch(masks: Masks, network: str, spec: DatasetSpec) -> str:
             dataset = sanitize(spec.name)
             return f"{quote(name)} is {theirs}, and in {sanitize(network)} on {dataset} ({images}) it is {ours}"
     return ""
+
+
+def _check_are_tensors(field: str, tensors: object) -> None:
+    """Raise UserError unless a field of a ticket is a dict of names to tensors; in `frozen` None is allowed."""
+    from torch import Tensor
+
+    if not isinstance(tensors, Mapping):
+        raise UserError(f"{field} of a ticket are a dict of names to tensors, not {type(tensors).__name__}.")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise UserError(f"{field}: {quote(name)} is not the name of a tensor, a text.")
+        if not isinstance(tensor, Tensor) and (tensor is not None or field != "frozen"):
+            hint = ": give torch.from_numpy(...)" if type(tensor).__module__ == "numpy" else ""
+            raise UserError(f"{field}: {quote(name)} is {type(tensor).__name__}, not a PyTorch tensor{hint}.")
 
 
 def _check_tensors(ticket: Ticket) -> None:
