@@ -33,8 +33,9 @@ ALIASES = {"gpu": "cuda", "magnitude": "large_final", "l1": "large_final"}
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest allowed name, or an empty string if none is near."""
     names = list(allowed)
-    alias = ALIASES.get(given)
-    near = [alias] if alias in names else difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    alias = ALIASES.get(given.lower())
+    near = [alias] if alias in names else [name for name in names if name.lower() == given.lower()][:1]
+    near = near or difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     return f"; did you mean {quote(near[0])}?" if near else ""
 
 

@@ -28,6 +28,8 @@ EXPECTED = (
     "or a pair of datasets (train, test) whose items are (image, label)"
 )
 _PROGRESS_ITEMS = 256
+_TRAIN_PARTS = {"train", "training"}
+"""Names of the training part in dicts of parts, as Hugging Face's `load_dataset` returns them."""
 
 
 def dataset_from_objects(value: Any, make_error: MakeError) -> RawDataset:
@@ -42,6 +44,12 @@ def dataset_from_objects(value: Any, make_error: MakeError) -> RawDataset:
 
 def _read_objects(value: Any, make_error: MakeError) -> RawDataset:
     if isinstance(value, Mapping):
+        if set(value) & _TRAIN_PARTS and not any(str(name).lower().endswith(("_train", "_test")) for name in value):
+            listed = ", ".join(quote(name) for name in list(value)[:10])
+            raise make_error(
+                f"the function returned a dict of the parts {listed}; return two of them as lists of pairs, such as "
+                "tuple([(row['image'], row['label']) for row in parts[name]] for name in ('train', 'test'))"
+            )
         roles = find_arrays([str(name) for name in value], make_error)
         arrays = {str(name): array for name, array in value.items()}
         items = [arrays[roles[role]] for role in ("train_images", "train_labels", "test_images", "test_labels")]

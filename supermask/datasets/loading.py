@@ -26,7 +26,15 @@ from supermask.datasets.images import (
     fingerprint,
     translate_os_errors,
 )
-from supermask.datasets.locators import LOCATOR_FORMS, Locator, find_path, is_locator, is_module_locator, parse_locator
+from supermask.datasets.locators import (
+    LOCATOR_FORMS,
+    Locator,
+    find_path,
+    is_locator,
+    is_module_locator,
+    parse_locator,
+    suggest_locator,
+)
 from supermask.datasets.specs import DATASETS, DatasetSpec
 
 DATASET_FILE_FINDERS: dict[str, Callable[[DatasetSpec, DataFolder], DatasetFiles]] = {
@@ -63,7 +71,7 @@ def load(name: str, data_dir: Path | None = None) -> ImageDataset:
     if is_locator(name):
         return load_locator(parse_locator(name), data_dir)
     if name not in DATASETS:
-        near = did_you_mean(name, DATASETS)
+        near = suggest_locator(name) or did_you_mean(name, DATASETS)
         raise UserError(f"dataset '{name}' is not known (allowed: {', '.join(DATASETS)}; or {LOCATOR_FORMS}){near}")
     return load_with_spec(DATASETS[name], data_dir)
 

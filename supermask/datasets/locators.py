@@ -55,6 +55,25 @@ def is_module_locator(name: str) -> bool:
     return name.partition(":")[0] not in PATH_KINDS and _IMPORT_PATH.fullmatch(name) is not None
 
 
+def suggest_locator(name: str) -> str:
+    """Return `; did you mean 'images:photos'?` for the path of data without its kind, else an empty string."""
+    path = expand_path(name)
+    try:
+        if path.suffix == ".npz":
+            kind = "npz"
+        elif (path / "train").is_dir():
+            kind = "images"
+        elif any(path.glob("*.parquet")):
+            kind = "parquet"
+        elif any(path.glob("*-idx3-ubyte*")):
+            kind = "idx"
+        else:
+            return ""
+    except (OSError, ValueError):
+        return ""
+    return f"; did you mean {quote(f'{kind}:{name}')}?"
+
+
 def parse_locator(text: str) -> Locator:
     """Return the parts of a locator. Raises UserError for another form."""
     if len(text) > MAX_LENGTH or not text.isprintable():

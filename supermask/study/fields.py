@@ -25,7 +25,7 @@ from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, did_you_mean, quote
 from supermask.core.initializers import INITIALIZERS, OWN
 from supermask.core.recipe import CROSS_ENTROPY, MAX_COUNT, MAX_EPOCHS, MAX_NUMBER
-from supermask.datasets.locators import LOCATOR_FORMS, is_locator, is_module_locator, parse_locator
+from supermask.datasets.locators import LOCATOR_FORMS, is_locator, is_module_locator, parse_locator, suggest_locator
 from supermask.datasets.specs import DATASETS, MAX_IMAGES
 from supermask.networks.network import is_user_network
 from supermask.networks.registry import NETWORK_FORMS, NETWORK_NAMES, canonical_name, suggest_network
@@ -139,8 +139,6 @@ def _is_user_function(parameters: tuple[str, ...]) -> Callable[[str], bool]:
 def _is_user_data(name: str) -> bool:
     """Check the form of a locator; the function that it names is checked without importing it. Raises UserError."""
     if not is_locator(name):
-        if name.endswith(".npz"):
-            raise UserError(f"{quote(name)} is not a dataset; did you mean npz:{name}?")
         return False
     parse_locator(name)
     if is_module_locator(name):
@@ -280,9 +278,16 @@ def _check_network(value: Any) -> str:
     return _named_network.func(value)  # type: ignore[call-arg,no-any-return]
 
 
+def _suggest_dataset(name: str) -> str:
+    return suggest_locator(name) or did_you_mean(name, DATASETS)
+
+
 NetworkName = Annotated[str, PlainValidator(_check_network)]
 Initializer = Annotated[str, _choice("an initializer", (*INITIALIZERS, OWN))]
-Dataset = Annotated[str, _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_user_data)]
+Dataset = Annotated[
+    str,
+    _choice("a dataset", DATASETS, f"; or your own data: {LOCATOR_FORMS}", _is_user_data, _suggest_dataset),
+]
 ImageCount = Annotated[int, Field(ge=1, le=MAX_IMAGES), with_message("a number of images: a whole number from 1 on")]
 NoiseShare = Annotated[
     float, Field(ge=0, lt=1), with_message("a share of the training labels: a number of at least 0 and below 1")

@@ -12,6 +12,7 @@ from helpers import cli_reference
 from helpers.command_line import call, refused
 from helpers.stored_study import TrainedStudy, train_study, write_study
 
+from supermask.core.errors import did_you_mean
 from supermask.study.schema import KEY_ALIASES, Settings
 from supermask.study.yaml import nested_keys
 
@@ -199,3 +200,8 @@ def test_completion_can_be_installed(tmp_path: Path) -> None:
     ended = subprocess.run(script, capture_output=True, text=True, check=True)
     assert "_SUPERMASK_COMPLETE=complete_bash" in ended.stdout
     assert "--install-completion" in cli_reference.page()
+
+
+@pytest.mark.parametrize(("given", "near"), [("MNIST", "mnist"), ("Cifar10", "cifar10"), ("L1", "large_final")])
+def test_a_name_in_another_case_is_suggested(given: str, near: str) -> None:
+    assert did_you_mean(given, ["digits", "mnist", "cifar10", "large_final"]) == f"; did you mean '{near}'?"

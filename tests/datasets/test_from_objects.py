@@ -266,6 +266,14 @@ def test_items_that_are_dicts_are_refused_with_the_way_to_give_pairs(kind: Any, 
     np.testing.assert_array_equal(read((pairs, pairs)).train.labels, Y)
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("train", "validation", "test"), ("training", "test")])
+def test_a_dict_of_parts_is_refused_with_the_way_to_give_pairs(names: tuple[str, ...]) -> None:
+    """`datasets.load_dataset` of Hugging Face returns such a dict."""
+    text = refusal({name: [{"image": X[0], "label": 0}] for name in names})
+    assert text.startswith(f"the function returned a dict of the parts {', '.join(map(repr, names))}; return two of")
+    assert "[(row['image'], row['label']) for row in parts[name]]" in text
+
+
 def test_two_names_that_differ_in_case_are_refused() -> None:
     arrays = {"X_train": X, "x_train": X, "y_train": Y, "x_test": X, "y_test": Y}
     assert "two arrays may be the train images: X_train and x_train; remove one" in refusal(arrays)

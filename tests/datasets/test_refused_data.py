@@ -28,6 +28,7 @@ from helpers.own_data_files import (
     assert_arrays,
     refusal,
 )
+from helpers.study_refusals import refusal as study_refusal
 from PIL import Image
 
 from supermask.core.errors import UserError
@@ -161,6 +162,20 @@ def test_missing_files_are_refused_with_the_places_searched(folder: Path) -> Non
     assert "four IDX files expected" in refusal("idx:empty")
     assert "has no training and test split: found no .parquet file" in refusal("parquet:empty")
     assert "no folder 'train' in" in refusal("images:empty")
+
+
+def test_a_path_without_its_kind_suggests_the_kind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "photos" / "train").mkdir(parents=True)
+    for name in ("rows/train-0.parquet", "grey/train-images-idx3-ubyte", "own.npz"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    suggested = {"photos": "images:photos", "rows": "parquet:rows", "grey": "idx:grey", "own.npz": "npz:own.npz"}
+    for name, locator in suggested.items():
+        for message in (refusal(name), study_refusal({"dataset": name, "treatments": [{}]})):
+            assert f"did you mean '{locator}'?" in message
+    assert "did you mean 'mnist'?" in refusal("MNIST")
+    assert "did you mean" not in refusal("nothing/of\0it")
 
 
 def bad_idx(folder: Path, name: str, content: bytes) -> str:
