@@ -36,8 +36,8 @@ NETWORK_NAMES = (
     "wrn-28-10",
 )
 NETWORK_FORMS = (
-    "fc with the widths of its hidden layers (fc-300-100), a residual network with the width of its first stage "
-    "(resnet20-8), or a wide residual network (wrn-DEPTH-FACTOR)"
+    "fc with the widths of its hidden layers, at most 999,999 each (fc-300-100), a residual network with the width of "
+    "its first stage (resnet20-8), or a wide residual network (wrn-DEPTH-FACTOR, with DEPTH = 6 n + 4)"
 )
 """Names with numbers that are networks too, as part of a message."""
 

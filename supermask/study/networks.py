@@ -86,8 +86,9 @@ def _with_arguments(path: str, arguments: Mapping[str, Any]) -> str:
         if not key.isidentifier():
             raise UserError(f"network {quote(path)}: {quote(key)} is not a keyword argument.")
         if not _is_plain(item):
+            kind = quote(item) if isinstance(item, float) else type(item).__name__
             raise UserError(
-                f"network {quote(path)}: {key} is {type(item).__name__}; allowed are numbers, texts, true, false, null "
+                f"network {quote(path)}: {key} is {kind}; allowed are finite numbers, texts, true, false, null "
                 "and lists of these."
             )
     if not arguments:

@@ -131,8 +131,9 @@ def _put(old: Node | None, path: Sequence[str], new: Node, parent_path: str, mer
     if isinstance(old.value, tuple):
         last = len(old.value) - 1
         if not re.fullmatch(r"[0-9]{1,6}", head, re.ASCII) or int(head) > last:
+            items = f"items 0 to {last}" if last else "one item, 0" if last == 0 else "no item"
             raise UserError(
-                f"{new.location}: {quote(head)} is not an item of {parent_path}, which has 0 to {last}, as written."
+                f"{new.location}: {quote(head)} is not an item of {parent_path}: as it is written, it has {items}."
             )
         index = int(head)
         child = _put(old.value[index], rest, new, head_path, merge)

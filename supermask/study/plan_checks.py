@@ -370,10 +370,12 @@ def _levels_without_pruning(study: Study, network: Network) -> list[str]:
                 advice = f"at most {most:,} level{'s' if most > 1 else ''} or higher rates" if most else "higher rates"
                 if study.prune.only or study.prune.exclude:
                     advice += ", or change prune.only and prune.exclude"
+                first, last = level + before, levels + before
+                idle = f"level {first:,} prunes" if first == last else f"levels {first:,} to {last:,} prune"
+                key = "prune.levels" if is_study else f"treatment {quote(treatment.label)}: levels"
                 warnings.append(
-                    f"{'prune.levels' if is_study else f'treatment {quote(treatment.label)}: levels'}: levels "
-                    f"{level + before:,} to {levels + before:,} prune no weight (scope: {scope}; prune rates: "
-                    f"{rate_list}; {sum(left.values()):,} weights left): use {advice}."
+                    f"{key}: {idle} no weight (scope: {scope}; prune rates: {rate_list}; {sum(left.values()):,} "
+                    f"weights left): use {advice}."
                 )
                 break
             groups = {name: replace(group, alive=left[name]) for name, group in groups.items()}

@@ -330,7 +330,7 @@ WRONG_OVERRIDES = {
     "=3": "not of the form KEY=VALUE",
     "train=fast": "train: 'fast' is not a map of keys and values.",
     "train.lr.x=3": "train.lr is 0.001, which has no key 'x'.",
-    "treatments.2.mask0=zero": "'2' is not an item of treatments, which has 0 to 1, as written.",
+    "treatments.2.mask0=zero": "'2' is not an item of treatments: as it is written, it has items 0 to 1.",
     "treatments.-1.mask0=zero": "'-1' is not an item of treatments",
     "treatments.mask0=zero": "'mask0' is not an item of treatments",
     "treatments.0.mask0=zro": "treatments[0].mask0: 'zro' is not a mask-0 action; did you mean 'zero'? Allowed: zero,",
@@ -343,6 +343,13 @@ WRONG_OVERRIDES = {
     "reference.mask1=[rewind]": "reference: no treatment has ",
     "prune=": "prune: null is not a map of keys and values.",
 }
+
+
+def test_a_list_of_one_item_is_not_said_to_have_items_0_to_0(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text("treatments: [{}]")
+    with pytest.raises(UserError, match=r"'1' is not an item of treatments: as it is written, it has one item, 0\."):
+        load_study(path, ["treatments.1.mask0=zero"])
 
 
 @pytest.mark.parametrize("override", WRONG_OVERRIDES)

@@ -150,7 +150,7 @@ def test_canonical_texts(folder: Path, value: Any, expected: str) -> None:
         ("conv5", "did you mean 'conv4'?"),
         ({"make": "nets:Net", "width": {"a": 1}}, "width is dict; allowed are"),
         ({"make": "nets:Net", "a-b": 1}, "'a-b' is not a keyword argument"),
-        ({"make": "nets:Net", "p": float("nan")}, "p is float"),
+        ({"make": "nets:Net", "p": float("nan")}, "p is nan; allowed are finite numbers"),
         ("nets:Net {5}", "are not keyword arguments as JSON"),
         ("os:getcwd", "standard library"),
         (3, "3 is not a network"),

@@ -108,6 +108,10 @@ def warnings(data: dict[str, Any]) -> list[str]:
             "prune.levels: levels 1 to 2 prune no weight (scope: global; prune rates: global 0.0001; 1,480 weights "
             "left): use higher rates.",
         ),
+        (
+            {"network": "fc-20", "prune": {"levels": 1, "rates": {"hidden": 0.0001, "output": 0.0001}}},
+            "prune.levels: level 1 prunes no weight (scope: layer;",
+        ),
     ],
 )
 def test_settings_without_the_expected_effect_give_a_warning(data: dict[str, Any], message: str) -> None:
@@ -168,7 +172,7 @@ def test_a_network_without_pruned_tensors_is_not_emptied(prune: dict[str, Any], 
         with pytest.raises(UserError, match="leave no tensor of fc-20 to mask"):
             warnings(data)
         return
-    texts = [text for text in warnings(data) if "prune no weight" in text]
+    texts = [text for text in warnings(data) if "prune no weight" in text or "prunes no weight" in text]
     assert len(texts) == (0 if treatment == {"supermask": {}} else 1)
 
 
