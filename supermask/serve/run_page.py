@@ -1,7 +1,7 @@
 """Page of one run as plain data: facts, ancestors and children, certificate, masks; masks as PNG images.
 
-Mask arrays have the shape of the weights: (out, in) or (out, in, height, width). An image has one pixel per value; the
-page scales it.
+Mask arrays have the shape of the weights: (out, in), or (out, in, *window) for convolutions in one to three
+dimensions. An image has one pixel per value; the page scales it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ MAX_PIXELS = 4_000_000
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
     """Return a mask as PNG: one row per output unit, one column per input.
 
-    A pixel of a convolution is the kept share of its kernel window.
+    A pixel of a convolution, in one to three dimensions, is the kept share of its kernel window.
     """
-    if mask.ndim == 4:
-        return fraction_png(mask.mean(axis=(2, 3)), 1.0)
+    if mask.ndim > 2:
+        return fraction_png(mask.mean(axis=tuple(range(2, mask.ndim))), 1.0)
     colors = np.array([PRUNED, KEPT], dtype=np.uint8)
     return _png(colors[mask.astype(np.uint8)])
 

@@ -222,6 +222,16 @@ def test_image_of_a_convolution_has_one_pixel_per_kernel() -> None:
         pixel_map_png(mask, (2, 3, 3))
 
 
+@pytest.mark.parametrize("window", [(5,), (2, 3, 2)], ids=["conv1d", "conv3d"])
+def test_image_of_a_convolution_in_another_dimension(window: tuple[int, ...]) -> None:
+    mask = np.zeros((3, 2, *window), dtype=bool)
+    mask[1, 0] = True
+    mask[2, 1, 0] = True
+    pixels = np.asarray(Image.open(io.BytesIO(mask_png(mask)))).astype(float)
+    darkness = (255 - pixels[..., 0]) / 245
+    assert np.allclose(darkness, mask.reshape(3, 2, -1).mean(axis=2), atol=0.5 / 245)
+
+
 def test_images_are_limited_in_size() -> None:
     wide = np.asarray(Image.open(io.BytesIO(mask_png(np.ones((300, 20_000), dtype=bool)))))
     assert wide.shape[0] * wide.shape[1] <= MAX_PIXELS
