@@ -1,4 +1,4 @@
-"""Store that reads the facts of each run once: a committed run never changes."""
+"""Store that reads the facts of each run once: a committed run never changes, unless it is set aside first."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ class CachedStore(Store):
         """JSON of a value -> the value, for `INTERNED_KEYS`."""
         self._last_try: dict[str, float] = {}
         """Id of a damaged run -> monotonic time of the last attempt to read it."""
+        self._quarantined: set[str] = set()
+        """Folders in `quarantine/` at the last refresh."""
 
     def run_ids(self) -> set[str]:
         """Return the ids of undamaged runs at the last refresh."""
@@ -71,13 +73,18 @@ class CachedStore(Store):
             self.load_progress = None
 
     def _refresh(self) -> None:
+        # Listed before the runs: a run that is set aside later is noticed by the next refresh.
+        quarantined = self.quarantine_names()
+        set_aside = {name.partition(".")[0] for name in quarantined - self._quarantined}
         stored = super().run_ids()
-        removed = self.rows.keys() - stored
-        added = self._read(stored - self.rows.keys())
+        # A run may be set aside and computed again, to another result, between two refreshes.
+        removed = {run_id for run_id in self.rows if run_id in set_aside or run_id not in stored}
+        added = self._read(stored - (self.rows.keys() - removed))
+        self._quarantined = quarantined
         damaged = {run_id: text for run_id, text in self.damaged.items() if run_id in stored and run_id not in added}
         if not added and not removed and damaged == self.damaged:
             return
-        for run_id in removed:
+        for run_id in removed - added:
             self._facts.pop(run_id, None)
         rows = {run_id: row for run_id, row in self.rows.items() if run_id not in removed}
         rows |= {run_id: run_row(self._facts[run_id]) for run_id in added}

@@ -16,6 +16,7 @@ from helpers.small_studies import small_plan, train_plan
 from helpers.stored_study import RUNS, TrainedStudy
 from PIL import Image
 
+from supermask.store import Store
 from supermask.store.files.entry import RunFacts, Tensors
 from supermask.store.records import decode_curve
 from supermask.store.tables import COLUMNS
@@ -148,6 +149,25 @@ def test_removed_runs_disappear(store_copy: Path, trained: TrainedStudy, no_wait
     assert page.get("/live.json").json()["runs"] == 0
     assert page.get("/explore/choices.json").json()["subjects"] == []
     assert page.get(f"/run/{trained.run_id(1)}").status_code == 404
+
+
+@pytest.mark.slow
+def test_a_run_that_was_computed_again_unseen_shows_its_new_result(
+    store_copy: Path, trained: TrainedStudy, no_wait: None
+) -> None:
+    """While no page is open, a run may be set aside and trained again to another result."""
+    run_id, page = trained.run_id(2, "random"), client(store_copy)
+    first = page.get("/live.json").json()["revision"]
+    store = Store(store_copy)
+    entry = store.read(run_id)
+    store.quarantine(run_id, "a test")
+    facts = {**entry.facts, "metrics": {**entry.facts["metrics"], "final_test_accuracy": 0.0}}
+    store.commit(run_id, facts, entry.tensors, entry.weights or {})
+    second = page.get("/live.json").json()
+    assert second["revision"] > first and second["runs"] == RUNS
+    lines = csv.DictReader(io.StringIO(page.get("/explore/runs.csv", params=SUBJECT).text))
+    assert {line["id"]: line["final_test_accuracy"] for line in lines}[run_id] == "0.0"
+    assert page.get("/live.json").json()["revision"] == second["revision"]
 
 
 def test_damage_is_reported_and_the_rest_is_shown(store_copy: Path, trained: TrainedStudy, no_wait: None) -> None:

@@ -170,11 +170,15 @@ class EntryStore:
                 raise CorruptEntry(run_id, f"{RUN_JSON} is missing")
             return self.compare_result(run_id, files[RUN_JSON])
 
+    def quarantine_names(self) -> set[str]:
+        """Return the names of the folders in `quarantine/`: key of the entry, dot, unique text."""
+        with translate_os_errors(self.root):
+            return set(self.folders.names(self.root / "quarantine"))
+
     def quarantined_hashes(self, run_id: str) -> list[dict[str, str]]:
         """Return the tensor hashes of each result of a run that was set aside, if its facts can be read."""
         hashes = []
-        with translate_os_errors(self.root):
-            names = [n for n in self.folders.names(self.root / "quarantine") if n.startswith(f"{run_id}.")]
+        names = [name for name in self.quarantine_names() if name.startswith(f"{run_id}.")]
         for name in sorted(names):
             with suppress(CorruptEntry, NewerFormat):
                 folder = self.root / "quarantine" / name / run_id
