@@ -6,8 +6,9 @@ They return data and print nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from supermask.core.environment import check_path, expand_path
@@ -18,15 +19,16 @@ from supermask.execution.compilation import compile_seconds
 from supermask.execution.estimate import Estimate, estimate
 from supermask.execution.run import ListenerFactory, RunOptions, data_dir, run_plans
 from supermask.execution.scheduler import KeepPolicy, Scheduler
+from supermask.execution.tasks import is_final
 from supermask.export.run_folder import export_run
 from supermask.reporting.figures import FigureOptions, RenderedFigure
 from supermask.reporting.figures.catalog import split_labels, study_figures
 from supermask.reporting.status import format_counts
-from supermask.store import Store
+from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.location import check_store, output_path
 from supermask.store.merge import MergeResult
 from supermask.store.planning import plan_study
-from supermask.store.rows import plan_rows, resolve_run_id, store_rows
+from supermask.store.rows import BLOCKED_STATUS, plan_rows, resolve_run_id, store_rows
 from supermask.store.tables import DENSE, QueryResult
 from supermask.store.verify import VerificationResult
 from supermask.study import StudyLike, load_study
@@ -68,6 +70,7 @@ class PlanSummary:
     """Runs of the plan, each counted once."""
     done: int
     to_do: int
+    """Missing runs that `run` would train."""
     estimate: Estimate
     resource_estimates: tuple[ResourceEstimate, ...] = ()
     """One per resource that was given: cores, GPUs."""
@@ -75,6 +78,8 @@ class PlanSummary:
     """Assumptions about inputs that were not found, and settings without effect."""
     compile_seconds: float = 0.0
     """Seconds that the first run on this machine takes to compile kernels; not in `estimate`."""
+    blocked: int = 0
+    """Missing runs that cannot be trained: a run before them diverged, or its certificate failed."""
 
     def __repr__(self) -> str:
         counts = f"{self.unique:,} runs, {self.done:,} done, {self.to_do:,} to do"
@@ -117,8 +122,9 @@ def plan(
             raise UserError(f"{count} {units} cannot train anything: give 1 or more.")
     source = Store(store_path(store))
     study_plan = plan_study(load_study(study, overrides), source)
-    stored = source.run_ids()
-    to_do = [run for run in study_plan.runs.values() if run.id not in stored]
+    missing = study_plan.runs.keys() - source.run_ids()
+    blocked = _blocked_runs(study_plan, missing, source)
+    to_do = [run for run in study_plan.runs.values() if run.id in missing and run.id not in blocked]
     local = estimate(study_plan, source, to_do, "auto")
     resources = []
     for unit, count in (("core", cores), ("GPU", gpus)):
@@ -129,13 +135,35 @@ def plan(
         plan=study_plan,
         requested=len(study_plan.treatment_runs) + study_plan.mask_runs,
         unique=len(study_plan.runs),
-        done=len(study_plan.runs) - len(to_do),
+        done=len(study_plan.runs) - len(missing),
         to_do=len(to_do),
         estimate=local,
         resource_estimates=tuple(resources),
         warnings=(*study_plan.notices, *_ineffective_settings(study_plan)),
         compile_seconds=compile_seconds(study_plan.runs.values(), "auto") if to_do else 0.0,
+        blocked=len(blocked),
     )
+
+
+def _blocked_runs(study_plan: Plan, missing: Set[str], store: Store) -> set[str]:
+    """Return the ids of missing runs that cannot be trained. Reads the facts of stored runs with missing children."""
+
+    @cache
+    def has_failed(run_id: str) -> bool:
+        try:
+            facts = store.facts(run_id)
+        except (CorruptEntry, NewerFormat):
+            return False
+        return facts["status"] in BLOCKED_STATUS and is_final(facts)
+
+    blocked: set[str] = set()
+    # Parents come before children in a plan, so one pass reaches all descendants.
+    for run in study_plan.runs.values():
+        if run.id not in missing or run.parent is None:
+            continue
+        if run.parent in blocked or (run.parent not in missing and has_failed(run.parent)):
+            blocked.add(run.id)
+    return blocked
 
 
 def _ineffective_settings(study_plan: Plan) -> list[str]:

@@ -132,6 +132,8 @@ def plan(
     treatments, seeds = pluralize(len(planned.treatments), "treatment"), pluralize(len(planned.seeds), "seed")
     size = f"{treatments} x {seeds} x {pluralize(planned.prune.levels, 'level')}"
     batches = f"{recipe.iterations:,} iterations of {recipe.batch_size} images, {recipe.optimizer}"
+    reason = "cannot be trained: a run before them diverged, or its certificate failed"
+    blocked = [("blocked", f"{summary.blocked:,} {reason}")] if summary.blocked else []
     lines = [
         ("study", f"{planned.name}: {size}"),
         ("training", f"{', '.join(summary.networks)} on {planned.dataset}, {batches}"),
@@ -139,6 +141,7 @@ def plan(
         ("unique", f"{summary.unique:,} runs (treatments that share a history share its runs)"),
         ("done", f"{summary.done:,}"),
         ("to do", f"{summary.to_do:,}"),
+        *blocked,
         (
             "estimated",
             f"{format_duration(local.wall_seconds(local_workers) + summary.compile_seconds)} on {local_workers} "

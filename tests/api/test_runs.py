@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from helpers.forgery import forge
@@ -17,6 +18,7 @@ from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row
 from supermask.execution import run
 from supermask.reporting.status import format_status, treatment_progress
+from supermask.store import Store
 from supermask.store.files.entry import RunFacts
 from supermask.store.files.folders import EntryFolders
 from supermask.study import study_from_dict
@@ -45,6 +47,20 @@ def test_plan_counts_requested_unique_done_and_missing_runs(trained: TrainedStud
     assert (more.requested, more.unique, more.done, more.to_do) == (3 * 4 * 4, 3 * 13, RUNS, 3 * 13 - RUNS)
     assert more.estimate.source == "from runs in the store"
     assert (more.network, more.recipe.iterations) == ("fc-8", 13)
+
+
+@pytest.mark.parametrize(
+    ("changes", "blocked"),
+    [({"status": "diverged"}, 2), ({"status": "certificate_failed"}, 0), ({"attempts": 2}, 2)],
+)
+def test_plan_counts_runs_below_a_failed_one_apart(
+    trained: TrainedStudy, changes: dict[str, Any], blocked: int
+) -> None:
+    """A run whose certificate failed once is trained again, so it blocks nothing."""
+    failed = {"status": "certificate_failed", "certificate": {"checks": {"masks": ["fc1.weight"]}}, **changes}
+    store = SimpleNamespace(facts=lambda run_id: failed)
+    missing = {trained.run_id(level, "random") for level in (1, 2)}
+    assert len(runs._blocked_runs(trained.plan, missing, cast(Store, store))) == blocked
 
 
 def test_plan_creates_no_folder(trained: TrainedStudy, tmp_path: Path) -> None:

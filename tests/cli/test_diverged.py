@@ -30,6 +30,13 @@ def test_run_of_a_study_in_which_every_run_diverges(tmp_path: Path) -> None:
         assert out.splitlines()[-1].startswith(f"diverging: {COUNTS}")
         assert f"\nsupermask: no run of this study has finished: {COUNTS}" in err  # after the warnings of the plan
         assert err.endswith("Lower train.lr, or look for values that are not finite.\n")
+    lines = call("plan", study, "--store", tmp_path / "store").out.splitlines()
+    assert lines[4:7] == [
+        "done       2",
+        "to do      0",
+        "blocked    2 cannot be trained: a run before them diverged, or its certificate failed",
+    ]
+    assert lines[7].startswith("estimated  0 s ")
 
 
 def test_run_warns_of_settings_without_effect_before_it_trains(tmp_path: Path) -> None:
