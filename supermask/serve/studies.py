@@ -58,7 +58,7 @@ class StudyProgress:
 
 
 class Studies:
-    """Studies of the notes of a store, each planned once."""
+    """Studies of the latest notes of a store, each planned once."""
 
     def __init__(self, import_criteria: bool = False) -> None:
         self._import_criteria = import_criteria
@@ -72,12 +72,11 @@ class Studies:
 
         `stored`: ids of the runs in the store.
         """
-        for key, note in notes.items():
-            if key not in self._by_note:
-                self._by_note[key] = self._study(key, note)
         if notes:
-            latest = [self._by_note[key] for key in list(notes)[-MAX_STUDIES:]]
-            return sorted(latest, key=lambda study: (study.name, study.key))
+            latest = list(notes)[-MAX_STUDIES:]
+            # Only those that are shown: the plan of a large study takes seconds and hundreds of megabytes.
+            self._by_note = {key: self._by_note.get(key) or self._study(key, notes[key]) for key in latest}
+            return sorted(self._by_note.values(), key=lambda study: (study.name, study.key))
         # Searched again only when the store has doubled, because every search plans all shipped studies.
         if stored and len(stored) >= 2 * self._runs_at_search:
             self._shipped, self._runs_at_search = list(_builtin_studies(stored)), len(stored)

@@ -37,3 +37,17 @@ def test_a_note_without_the_code_s_hash_is_not_planned() -> None:
     for inputs in ({}, {"criterion_sources": {"scores_of_a_note:score": "not a hash"}}):
         (study,) = Studies().list({"key": {"name": "mine", "study": DATA, "inputs": inputs}}, set())
         assert study.plan is None and "user-defined criteria ('scores_of_a_note:score')" in study.error
+
+
+def test_only_the_studies_that_are_shown_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store may have notes of hundreds of studies, and the plan of a large one takes seconds."""
+    planned: list[str] = []
+    monkeypatch.setattr("supermask.serve.studies.plan_noted_study", lambda note, **_: planned.append(note["name"]))
+    notes = {f"{number:032d}": {"name": f"study-{number:02d}"} for number in range(40)}
+    studies = Studies()
+    for _ in range(2):
+        assert [study.name for study in studies.list(notes, set())] == [f"study-{n}" for n in range(28, 40)]
+    assert planned == [f"study-{n}" for n in range(28, 40)]
+    notes[f"{0:032d}"] = notes.pop(f"{0:032d}")
+    assert [study.name for study in studies.list(notes, set())][:2] == ["study-00", "study-29"]
+    assert planned[12:] == ["study-00"]
