@@ -80,7 +80,7 @@ function command(progress) {
   const heading = isLong ? `${progress.names.length} studies` : names;
   const done = progress.tasks - progress.left;
   const facts = [`${formatCount(done)} of ${formatCount(progress.tasks)} trainings`];
-  if (progress.state === "running") facts.push(progress.time_left ? `${progress.time_left} left` : "", `${progress.workers} workers`);
+  if (progress.state === "running") facts.push(progress.time_left ? `${progress.time_left} left` : "", `${formatCount(progress.workers)} worker${progress.workers === 1 ? "" : "s"}`);
   else facts.push(`last update ${progress.since} ago`);
   const parts = [
     make("h2", {}, heading, " ", make("span", { class: `state ${progress.state}` }, STATES[progress.state])),
