@@ -139,10 +139,14 @@ class _LineProgress:
 
     def line(self, scheduler: Scheduler, task: Task, result: TaskResult) -> str:
         """Return the line for a result: title, count, result, time left."""
-        # Damaged runs that are trained again can make more tasks than there were at the start.
-        done = f"{max(0, self.tasks - scheduler.tasks_left)}/{self.tasks}"
+        done = f"{self.done(scheduler)}/{self.tasks}"
         parts = (self.title, done, self.describe(task, result), self.time_left(scheduler))
         return "  ".join(part for part in parts if part)
+
+    def done(self, scheduler: Scheduler) -> int:
+        """Return the number of tasks with a result."""
+        # Damaged runs that are trained again can make more tasks than there were at the start.
+        return max(0, self.tasks - scheduler.tasks_left)
 
     def print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -175,7 +179,7 @@ class _BarProgress(_LineProgress):
         if result.message or result.status != "finished":
             self.print(self.describe(task, result))
         left, note = self.time_left(scheduler), self.describe(task, result)
-        self.bar.update(self.bar_task, completed=self.tasks - scheduler.tasks_left, left=left, note=note)
+        self.bar.update(self.bar_task, completed=self.done(scheduler), left=left, note=note)
 
 
 class _InlineProgress(_LineProgress):

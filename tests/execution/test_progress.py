@@ -109,9 +109,11 @@ def test_80_columns_keep_count_bar_and_time_left_and_wrap_at_words(monkeypatch: 
     assert f"{label}, level 1, seed 0: 98.77% in 1.3 s" in words
 
 
-def test_the_count_is_not_negative_if_tasks_are_added() -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_count_is_not_negative_if_tasks_are_added(terminal: bool) -> None:
     """As when a damaged run has to be trained again."""
-    assert render(False, "study", "x", event(DENSE, 3)).startswith("study  0/2  ")
+    output = render(terminal, "study", "x", event(DENSE, 3))
+    assert " 0/2 " in output and "-1/2" not in output
 
 
 def test_without_tasks_nothing_is_printed() -> None:
