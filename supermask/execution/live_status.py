@@ -7,6 +7,7 @@ import platform
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -23,7 +24,7 @@ UPDATE_SECONDS = 2.0
 """Seconds between two notes."""
 
 MAX_FAILURES = 100
-"""Failures in a note. The store has all of them."""
+"""Latest failures that are kept in a note. The store has all of them."""
 
 RETENTION_SECONDS = 7 * 86400.0
 """Age at which the notes of ended commands are removed."""
@@ -46,7 +47,8 @@ class LiveStatusWriter:
         self._name = secrets.token_hex(16)
         self._in_flight: dict[str, float] = {}
         """Run id -> start, in seconds since the epoch."""
-        self._failures: list[dict[str, str]] = []
+        self._failures: deque[dict[str, str]] = deque(maxlen=MAX_FAILURES)
+        self._failure_count = 0
         self._state, self._message = "running", ""
         # Two locks: `_lock` guards the fields and is never held during a write; `_writing` orders the writes.
         self._lock, self._writing, self._over = threading.Lock(), threading.Lock(), threading.Event()
@@ -80,9 +82,10 @@ class LiveStatusWriter:
             self._in_flight.pop(task.run.id, None)
             # A run whose certificate failed, and that is trained once more, has no status yet.
             is_final = result.status != "certificate_failed" or task.run.id in scheduler.status
-            if result.status != "finished" and is_final and len(self._failures) < MAX_FAILURES:
+            if result.status != "finished" and is_final:
                 message = result.message or f"at iteration {result.metrics.get('diverged_at')}"
                 self._failures.append({"run": task.run.id, "status": result.status, "message": message})
+                self._failure_count += 1
 
     def __enter__(self) -> LiveStatusWriter:
         for name, note in self._studies.items():
@@ -130,6 +133,7 @@ class LiveStatusWriter:
             "seconds_left": self._eta.seconds_left(self._scheduler),
             "in_flight": [{"run": run_id, "since": since} for run_id, since in self._in_flight.items()],
             "failures": list(self._failures),
+            "failure_count": self._failure_count,
         }
 
     def _remove_stale(self) -> None:

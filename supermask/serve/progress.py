@@ -70,6 +70,9 @@ class CommandProgress(_NoteModel):
     seconds_left: Seconds | None = None
     in_flight: list[ActiveRun] = []
     failures: list[FailedRun] = []
+    """The latest ones."""
+    failure_count: Count = 0
+    """All of them; 0 in notes of earlier versions."""
 
 
 class LiveCurve(_NoteModel):
@@ -244,7 +247,7 @@ def _command_status(
             if running
         ],
         "failures": [_failure(failed, store, labels) for failed in progress.failures[-MAX_FAILURES:]],
-        "more_failures": max(len(progress.failures) - MAX_FAILURES, 0),
+        "more_failures": max(progress.failure_count, len(progress.failures)) - len(progress.failures[-MAX_FAILURES:]),
     }
 
 

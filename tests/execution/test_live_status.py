@@ -164,6 +164,19 @@ def test_running_tasks_and_failures_are_noted(tmp_path: Path, monkeypatch: pytes
     assert (progress_note(tmp_path)["state"], progress_note(tmp_path)["message"]) == ("failed", "the disk is on fire")
 
 
+def test_the_latest_failures_are_noted_and_all_are_counted(tmp_path: Path) -> None:
+    plan = small_plan()
+    scheduler = Scheduler(plan, Store(tmp_path))
+    task = scheduler.take()
+    assert task is not None
+    with LiveStatusWriter([plan.study], scheduler, 1) as writer:
+        for iteration in range(150):
+            writer.on_end(scheduler, task, TaskResult(task.run.id, "not_started", message=f"failure {iteration}"))
+    note = progress_note(tmp_path)
+    assert [failure["message"] for failure in note["failures"]] == [f"failure {i}" for i in range(50, 150)]
+    assert note["failure_count"] == 150
+
+
 @pytest.mark.parametrize(
     ("end", "state", "message"),
     [

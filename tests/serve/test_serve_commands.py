@@ -58,6 +58,17 @@ def test_state_of_a_command(
         assert commands[0]["time_left"] == ""
 
 
+@pytest.mark.parametrize(("changes", "more"), [({}, 10), ({"failure_count": 150}, 130)])
+def test_the_latest_failures_are_shown_and_the_others_counted(
+    store_copy: Path, trained: TrainedStudy, changes: dict[str, Any], more: int
+) -> None:
+    failures = [{"run": "0" * 32, "status": "diverged", "message": str(number)} for number in range(30)]
+    note_progress(store_copy, note_study(store_copy, trained.plan), failures=failures, **changes)
+    (command,) = client(store_copy).get("/live.json").json()["commands"]
+    assert [failure["message"] for failure in command["failures"]] == [str(number) for number in range(10, 30)]
+    assert command["more_failures"] == more
+
+
 def test_only_the_latest_command_of_a_study_is_shown(store_copy: Path, trained: TrainedStudy) -> None:
     key = note_study(store_copy, trained.plan)
     note_progress(store_copy, key, "1" * 32, state="stopped", updated=1000.0)
