@@ -6,6 +6,7 @@ end. If the main process is killed, the kernel kills its workers.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -284,6 +285,11 @@ def _start_failure(reason: Exception) -> SystemFailure:
         return SystemFailure(
             f"worker processes cannot be started: the temporary folder {tempfile.gettempdir()} has too long a name for "
             "sockets. Set TMPDIR to a folder with a shorter name, for example TMPDIR=/tmp."
+        )
+    if isinstance(reason, OSError) and reason.errno in (errno.EMFILE, errno.ENFILE):
+        return SystemFailure(
+            "worker processes cannot be started: too many files are open. Use fewer (--workers), or raise the limit "
+            "(ulimit -n). Finished runs are kept; the same command resumes."
         )
     return SystemFailure(
         f"worker processes cannot be started ({type(reason).__name__}: {reason}): the server that they are forked from "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -183,3 +184,11 @@ def test_without_a_short_temporary_folder_the_message_names_tmpdir(
     monkeypatch.setattr(local, "SHORT_TEMP_FOLDERS", ())
     failure = local._start_failure(OSError("AF_UNIX path too long"))
     assert "Set TMPDIR to a folder with a shorter name" in str(failure)
+
+
+def test_a_limit_of_open_files_is_named() -> None:
+    from supermask.execution import local
+
+    failure = str(local._start_failure(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+    assert "too many files are open. Use fewer (--workers), or raise the limit (ulimit -n)" in failure
+    assert "memory" not in failure
