@@ -70,6 +70,8 @@ def parse_options(text: str) -> dict[str, str]:
                 f"{quote(part)} is not an option of --cluster slurm{hint} Write slurm:NAME=VALUE,NAME=VALUE; "
                 f"allowed: {', '.join(OPTIONS)}."
             )
+        if name in options:
+            raise UserError(f"--cluster slurm has {name} twice: {quote(options[name])} and {quote(value)}. Give one.")
         options[name] = value
     _to_minutes(options.get("time", "60"))  # Raises UserError for an invalid limit.
     return options
@@ -78,7 +80,7 @@ def parse_options(text: str) -> dict[str, str]:
 def _to_minutes(time_limit: str) -> int:
     """Return a time limit of the form `MINUTES`, `H:MM:SS` or `D-HH:MM:SS` in minutes, rounded up."""
     match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d+):(\d+))|(\d+)", time_limit, re.ASCII)
-    if match is None or not (match[5] or int(match[2] + match[3] + match[4] + (match[1] or ""))):
+    if match is None or not any(int(number or 0) for number in match.groups()):
         raise UserError(f"time={quote(time_limit)} is not a time limit: give minutes, H:MM:SS or D-HH:MM:SS.")
     if match[5]:
         return int(match[5])

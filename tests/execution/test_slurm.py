@@ -245,6 +245,8 @@ def test_a_node_that_does_not_see_the_store_reports_it(folder: Path) -> None:
         ("slurm:=", "NAME=VALUE"),
         ("slurm:time=soon", "is not a time limit"),
         ("slurm:time=0:00:00", "is not a time limit"),
+        ("slurm:time=0", "is not a time limit"),
+        ("slurm:time=60,time=90", "--cluster slurm has time twice: '60' and '90'"),
         ("slurm:partition=\x1b[31m", "is not an option"),
         ("slrum", "did you mean 'slurm'"),
         ("nowhere", "is not a cluster. Allowed: local"),
