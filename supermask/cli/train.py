@@ -259,9 +259,11 @@ def reproduce(
     from supermask.execution.run import RunOptions
     from supermask.reporting.html.filters import headline
 
-    *others, setting = add_scale(overrides, scale) or ["scale=digits"]
-    if others or not setting.startswith("scale="):
-        raise UserError(f"{quote(others[0] if others else setting)}: reproduce has the setting scale only.")
+    *others, setting = dict.fromkeys(add_scale(overrides, scale) or ["scale=digits"])
+    if unknown := [text for text in (*others, setting) if not text.startswith("scale=")]:
+        raise UserError(f"{quote(unknown[0])}: reproduce has the setting scale only.")
+    if others:
+        raise UserError(f"{quote(others[0])} and {quote(setting)} differ: give one of them.")
     options = RunOptions(runs.store_path(store), workers, engine, device, keep, precision, stack, cluster)
     listener = _progress_listener(Console(soft_wrap=True), engine, device, cluster)
     with _report_interruption():

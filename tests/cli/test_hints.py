@@ -140,6 +140,7 @@ def test_scale_as_setting_of_reproduce(tmp_path: Path) -> None:
         message = refused(call("reproduce", *arguments, "--store", tmp_path / "store"))
         assert "'digit' is not a scale; did you mean 'digits'?" in message
     assert "reproduce has the setting scale only" in refused(call("reproduce", "train.lr=3"))
+    assert "'scale=digits' and 'scale=laptop' differ" in refused(call("reproduce", "scale=digits", "scale=laptop"))
     assert "--scale digits and scale=laptop differ" in refused(call("reproduce", "--scale", "digits", "scale=laptop"))
 
 
