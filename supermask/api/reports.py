@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,13 +123,18 @@ def write_report(content: Report, out: str | Path) -> Path:
 
 
 def ensure_writable(out: str | Path) -> None:
-    """Create the folder of an output file. Raises UserError, also for a file that is no HTML page; SystemFailure."""
+    """Create the folder of an output file, and try to write there.
+
+    Raises UserError, also for a file that is no HTML page, and SystemFailure.
+    """
     out = output_path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder: give --out the name of a file, such as {out / 'report.html'}.")
     _refuse_other_file(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{out.parent} is not a folder: give --out a file in one.") from error
     except OSError as error:

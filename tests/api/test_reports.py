@@ -9,7 +9,7 @@ import pytest
 from helpers.command_line import call
 
 from supermask.api.reports import builtin_plans, claims, reproduce
-from supermask.core.errors import UserError
+from supermask.core.errors import SystemFailure, UserError
 from supermask.execution.run import RunOptions
 from supermask.store import Store
 from supermask.study.loading import builtin_studies, paper_studies
@@ -78,6 +78,15 @@ def test_invalid_input_is_refused_before_training(tmp_path: Path) -> None:
         assert message in done.err
         assert "Traceback" not in done.err
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="writes into /proc, where nobody can")
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supermask.api.reports.run_plans", None)
+    with pytest.raises(SystemFailure, match="the report cannot be written to /proc"):
+        reproduce("digits", ["mask-points"], RunOptions(tmp_path / "store"), Path("/proc/report.html"))
 
 
 def test_study_without_claims_is_refused(tmp_path: Path) -> None:
