@@ -128,11 +128,12 @@ class Scheduler:
         """Return a ready task and the tasks below it, down to the first branch, for one worker to train in order.
 
         With `is_trained`, down to the first that does not agree. The tasks below are reserved for that worker until
-        `release`.
+        `release`; those that another worker has are left to it.
         """
         chain = [task]
         while len(below := self._waiting.get(chain[-1].run.id, [])) == 1:
-            if is_trained not in (None, below[0].run.is_trained):
+            # Reserved: below a run whose certificate failed, while the worker that has the chain is not done yet.
+            if is_trained not in (None, below[0].run.is_trained) or below[0].run.id in self._reserved:
                 break
             chain += below
         self._reserved.update(task.run.id for task in chain[1:])

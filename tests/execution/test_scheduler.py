@@ -96,6 +96,23 @@ def test_a_task_lists_the_snapshots_that_will_be_read(folder: Path) -> None:
     assert snapshots == [{"end", "gradient", 5}, {"end", "gradient"}, set()]
 
 
+def test_a_run_that_is_trained_again_does_not_take_what_its_first_worker_has(tmp_path: Path) -> None:
+    """The first worker still trains the other chains of its stack, and the tasks below the run are its own."""
+    scheduler = Scheduler(small_plan(levels=3), Store(tmp_path))
+    head = scheduler.take()
+    assert head is not None
+    chain = scheduler.take_chain(head)
+    finish(scheduler, chain[0])
+    finish(scheduler, chain[1], "certificate_failed")
+    again = scheduler.take()
+    assert again is not None and again.run is chain[1].run
+    assert scheduler.take_chain(again) == [again]
+    scheduler.release(chain)
+    finish(scheduler, again)
+    scheduler.release([again])
+    assert (scheduler.take(), scheduler.take()) == (chain[2], None)
+
+
 @pytest.mark.parametrize("status", ["diverged", "certificate_failed"])
 def test_descendants_of_a_failed_run_are_cancelled(folder: Path, status: TaskStatus) -> None:
     plan = small_plan({"criterion": ["large_final", "random"]}, levels=3)
