@@ -39,7 +39,7 @@ from supermask.reporting.figures import RenderedFigure, save_figure, to_png
 from supermask.reporting.figures.catalog import study_figures
 from supermask.reporting.figures.save import figure_stem
 from supermask.reporting.status import format_counts
-from supermask.store import Store, tables
+from supermask.store import tables
 from supermask.store.location import output_path
 from supermask.study import StudyLike, load_study
 from supermask.study.plan import Plan
@@ -176,27 +176,33 @@ class Figures(Mapping[str, Figure]):
         return "\n".join(map(repr, self.values()))
 
 
+Tables = Sequence[str | Path] | str | Path
+"""One Parquet table of runs or several."""
+
+
 @overload
-def figure(study: StudyLike, name: str, *, store: str | Path | None = None, **settings: object) -> Figure: ...
-@overload
-def figure(study: StudyLike, name: None = None, *, store: str | Path | None = None, **settings: object) -> Figures: ...
 def figure(
-    study: StudyLike, name: str | None = None, *, store: str | Path | None = None, **settings: object
+    study: StudyLike, name: str, *, store: str | Path | None = None, rows: Tables = (), **settings: object
+) -> Figure: ...
+@overload
+def figure(
+    study: StudyLike, name: None = None, *, store: str | Path | None = None, rows: Tables = (), **settings: object
+) -> Figures: ...
+def figure(
+    study: StudyLike, name: str | None = None, *, store: str | Path | None = None, rows: Tables = (), **settings: object
 ) -> Figure | Figures:
     """Draw a figure of a study, such as `accuracy`, from its finished runs; without a name, draw all of them.
 
-    Raises UserError if no run has finished, or if the study has no such figure.
+    `rows`: Parquet tables of runs to read in place of a store. Raises UserError if no run has finished, or if the study
+    has no such figure.
     """
-    plan, rows = _rows(study, store, settings)
-    root = _path(store) or runs.default_store_path()
-    if not any(row["status"] == "finished" for row in rows):
-        raise UserError(
-            f"no run of study {quote(plan.study.name)} with these settings is in {root} yet: `run` it first, with the "
-            "same settings and the same store."
-        )
+    paths = [expand_path(path) for path in ([rows] if isinstance(rows, (str, Path)) else rows)]
+    source = runs.read_finished_runs(study, settings_to_overrides(settings), _path(store), paths)
+    for text in source.notices:
+        warnings.warn(text, stacklevel=2)
     only = () if name is None else (name,)
-    drawn = study_figures(plan, rows, Store(root), only=only)
-    figures = {key: Figure(rendered, figure_stem(plan.study.name, key)) for key, rendered in drawn.items()}
+    drawn = study_figures(source.plan, source.rows, source.store, only=only, find_rows=source.find_rows)
+    figures = {key: Figure(rendered, figure_stem(source.plan.study.name, key)) for key, rendered in drawn.items()}
     return Figures(figures) if name is None else figures[name]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from supermask.analysis.claims import ClaimFinding, evaluate_claims
 from supermask.analysis.claims.paper import studies_with_claims
 from supermask.api.comparisons import compare_study, default_columns
-from supermask.api.row_files import read_studies_from_tables
+from supermask.api.row_files import read_studies_from_tables, refuse_store_with_tables
 from supermask.api.runs import missing_result, store_path, study_rows
 from supermask.core.errors import SystemFailure, UserError, check_one_of, quote
 from supermask.core.files import write_atomic
@@ -62,7 +62,7 @@ def collect_report(
     columns that `supermask compare` reads by default.
     """
     if rows:
-        _refuse_store_with_rows(store)
+        refuse_store_with_tables(store)
         if beside is not None:
             raise UserError("--with compares the runs of a store: leave out --rows or --with.")
         matched = read_studies_from_tables(rows, studies, overrides)
@@ -175,11 +175,6 @@ def _command(
     return shlex.join(arguments if out == Path("report.html") else [*arguments, "--out", out.name])
 
 
-def _refuse_store_with_rows(store: Path | None) -> None:
-    if store is not None:
-        raise UserError("give either a store or tables of runs: leave out --store or --rows.")
-
-
 def claims(
     studies: Sequence[str], overrides: Sequence[str] = (), store: Path | None = None, rows: Sequence[Path] = ()
 ) -> tuple[list[ClaimFinding], list[str]]:
@@ -189,7 +184,7 @@ def claims(
     `load_study` and `read_studies_from_tables` do, and if no study has a claim.
     """
     if rows:
-        _refuse_store_with_rows(store)
+        refuse_store_with_tables(store)
         matched = read_studies_from_tables(rows, studies, overrides)
         notices = [text for part in matched for text in part.notices]
         parts: list[StudyRows] = [(part.plan, part.rows, []) for part in matched]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from supermask.store.row_files import read_plan_inputs, read_row_files, rows_on_
 from supermask.study import Study, StudyLike, builtin_studies, load_study
 from supermask.study.plan import Plan, make_plan
 from supermask.study.plan_inputs import PlanInputs
+
+MAX_LISTED_FILES = 3
+"""Tables that a message names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,12 @@ class StudyFromTables:
     notices: tuple[str, ...] = ()
 
 
+def refuse_store_with_tables(store: str | Path | None) -> None:
+    """Raise UserError if a store is given beside tables of runs."""
+    if store is not None:
+        raise UserError("give either a store or tables of runs: leave out --store or --rows.")
+
+
 @dataclass(frozen=True)
 class _Tables:
     """Rows of tables of runs."""
@@ -40,7 +49,9 @@ class _Tables:
     @property
     def names(self) -> str:
         """Names of the files, for messages."""
-        return ", ".join(escape_controls(file.name) for file in self.files)
+        names = [escape_controls(file.name) for file in self.files[:MAX_LISTED_FILES]]
+        more = len(self.files) - len(names)
+        return ", ".join(names) + (f" and {more} more" if more else "")
 
     def study_rows(self, name: str) -> dict[str, Row]:
         """Return run id -> row of a study. Raises UserError if there is none."""
@@ -103,6 +114,19 @@ def read_study_from_tables(files: Sequence[Path], study: StudyLike, overrides: S
         scales = ", ".join(part.scale or "none" for part in parts)
         raise UserError(f"{tables.names}: there are rows of several scales ({scales}): select one with scale=NAME.")
     return parts[0]
+
+
+def find_rows_in_tables(files: Sequence[Path]) -> Callable[[Study], tuple[Plan, list[Row]] | None]:
+    """Return the function that finds the plan and rows of a study in these tables; None if they have none of it."""
+    tables = _read_tables(files)
+
+    def find_rows(study: Study) -> tuple[Plan, list[Row]] | None:
+        if study.name not in tables.by_study:
+            return None
+        parts, _, _ = _find_parts(tables, study, [("", [])])
+        return (parts[0].plan, parts[0].rows) if parts else None
+
+    return find_rows
 
 
 def read_other_rows(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from supermask.api.row_files import find_rows_in_tables, read_study_from_tables, refuse_store_with_tables
 from supermask.core.environment import check_path, expand_path
 from supermask.core.errors import UserError, quote
 from supermask.core.recipe import Recipe
@@ -23,6 +24,7 @@ from supermask.execution.tasks import is_final
 from supermask.export.run_folder import export_run
 from supermask.reporting.figures import FigureOptions, RenderedFigure
 from supermask.reporting.figures.catalog import split_labels, study_figures
+from supermask.reporting.figures.network_panels import FindRows
 from supermask.reporting.status import format_counts
 from supermask.store import CorruptEntry, NewerFormat, Store
 from supermask.store.location import check_store, output_path
@@ -247,6 +249,46 @@ def treatment_labels(plan: Plan) -> list[str]:
     return [*dense, *(treatment.label for treatment in plan.study.treatments)]
 
 
+@dataclass(frozen=True)
+class FinishedRuns:
+    """The rows of a study with at least one finished run, from a store or from tables of runs."""
+
+    plan: Plan
+    rows: list[Row]
+    notices: list[str]
+    """One message per damaged run of the store, or on rows of the tables that are not used."""
+    store: Store | None
+    """None for tables."""
+    find_rows: FindRows | None
+    """Finds the rows of other studies in the tables; None for a store."""
+
+
+def read_finished_runs(
+    study: StudyLike, overrides: Sequence[str] = (), store: str | Path | None = None, tables: Sequence[Path] = ()
+) -> FinishedRuns:
+    """Return the rows of a study from a store, or from tables of runs if any are given.
+
+    Raises UserError if no run has finished, and if both a store and tables are given.
+    """
+    if tables:
+        refuse_store_with_tables(store)
+        part = read_study_from_tables(tables, study, overrides)
+        source = FinishedRuns(part.plan, part.rows, list(part.notices), None, find_rows_in_tables(tables))
+    else:
+        study_plan, rows, damaged = study_rows(study, overrides, store)
+        source = FinishedRuns(study_plan, rows, damaged, Store(store_path(store)), None)
+    statuses = [str(row["status"]) for row in source.rows]
+    if "finished" in statuses:
+        return source
+    name = quote(source.plan.study.name)
+    if source.store is None or set(statuses) != {"to_do"}:
+        raise UserError(f"no run of study {name} with these settings has finished: {format_counts(statuses)}.")
+    raise UserError(
+        f"no run of study {name} with these settings is in {source.store.root} yet: `supermask run` it first, with the "
+        "same settings and the same --store."
+    )
+
+
 def figures(
     study: StudyLike,
     overrides: Sequence[str],
@@ -256,35 +298,30 @@ def figures(
     treatments: str = "",
     formats: Sequence[str] = (),
     options: FigureOptions | None = None,
+    tables: Sequence[Path] = (),
 ) -> tuple[list[tuple[RenderedFigure, list[Path]]], list[str]]:
     """Draw and save the figures of a study; return them with their files, and one message per damaged run.
 
     `only`, `treatments` (labels separated by commas) and `formats` select figures, treatments and file formats, by
-    default all figures and treatments as PDF, SVG and PNG. Figures without data are left out. Raises UserError if no
-    run of the study has finished, or for unknown names.
+    default all figures and treatments as PDF, SVG and PNG. Figures without data are left out. `tables`: Parquet
+    files of runs to read in place of a store. Raises UserError if no run of the study has finished, and for unknown
+    names.
     """
     from supermask.reporting.figures import save_figure
     from supermask.reporting.figures.save import DEFAULT_FORMATS, check_formats, figure_stem
 
     check_formats(formats)
 
-    study_plan, rows, damaged = study_rows(study, overrides, store)
-    statuses = [str(row["status"]) for row in rows]
-    if "finished" not in statuses:
-        name = quote(study_plan.study.name)
-        if set(statuses) != {"to_do"}:
-            raise UserError(f"no run of study {name} with these settings has finished: {format_counts(statuses)}.")
-        raise UserError(
-            f"no run of study {name} with these settings is in {store_path(store)} yet: "
-            "`supermask run` it first, with the same settings and the same --store."
-        )
+    source = read_finished_runs(study, overrides, store, tables)
+    study_plan = source.plan
     labels = split_labels(treatments, [treatment.label for treatment in study_plan.study.treatments])
-    source = Store(store_path(store))
-    drawn = study_figures(study_plan, rows, source, options or FigureOptions(), only, labels)
+    drawn = study_figures(
+        study_plan, source.rows, source.store, options or FigureOptions(), only, labels, source.find_rows
+    )
     stems = {name: figure_stem(study_plan.study.name, name) for name in drawn}
     folder, formats = output_path(out), formats or DEFAULT_FORMATS
     saved = [(figure, save_figure(figure, folder, stems[name], formats)) for name, figure in drawn.items()]
-    return saved, [*study_plan.notices, *damaged]
+    return saved, [*study_plan.notices, *source.notices]
 
 
 def export(run_id: str, folder: str | Path, store: str | Path | None = None) -> list[Path]:

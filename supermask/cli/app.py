@@ -102,6 +102,15 @@ StoreOption = Annotated[
         "--store", help="Folder of the store [default: $SUPERMASK_STORE or ./supermask-store].", show_default=False
     ),
 ]
+RowsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--rows",
+        metavar="FILE.parquet",
+        help="Table of runs (`supermask table --format parquet`) to read in place of a store; several can be given.",
+        show_default=False,
+    ),
+]
 RunIdArg = Annotated[str, typer.Argument(metavar="RUN_ID", help="Id of a run, or a unique prefix of it.")]
 OutputFolderOption = Annotated[Path, typer.Option("--out", help="Output folder, created if it is missing.")]
 WorkersOption = Annotated[
@@ -120,6 +129,14 @@ def split_studies_and_overrides(arguments: Sequence[str] | None) -> tuple[list[s
     """Split positional arguments into studies (names or .yaml files) and overrides (`KEY=VALUE`)."""
     overrides = [text for text in arguments or [] if OVERRIDE.match(text) and not text.endswith((".yaml", ".yml"))]
     return [text for text in arguments or [] if text not in overrides], overrides
+
+
+def split_row_files(arguments: list[str] | None, rows: list[Path] | None) -> tuple[list[str], list[Path]]:
+    """Move Parquet files among the arguments to the tables: `--rows *.parquet` gives the option the first one alone."""
+    if not rows:
+        return list(arguments or []), []
+    moved = [text for text in arguments or [] if text.endswith(".parquet")]
+    return [text for text in arguments or [] if text not in moved], [*rows, *map(Path, moved)]
 
 
 def add_scale(overrides: Sequence[str] | None, scale: str | None) -> list[str]:

@@ -13,6 +13,7 @@ import typer
 
 from supermask.cli.app import (
     OverridesArg,
+    RowsOption,
     ScaleOption,
     StoreOption,
     StudyArg,
@@ -20,6 +21,7 @@ from supermask.cli.app import (
     app,
     complete_studies_and_overrides,
     print_warnings,
+    split_row_files,
     split_studies_and_overrides,
 )
 from supermask.cli.output import echo
@@ -34,25 +36,6 @@ StudiesAndOverrides = Annotated[
         autocompletion=complete_studies_and_overrides,
     ),
 ]
-
-
-RowsOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--rows",
-        metavar="FILE.parquet",
-        help="Table of runs (`supermask table --format parquet`) to read in place of a store; several can be given.",
-        show_default=False,
-    ),
-]
-
-
-def _split_row_files(arguments: list[str] | None, rows: list[Path] | None) -> tuple[list[str], list[Path]]:
-    """Move Parquet files among the arguments to the tables: `--rows *.parquet` gives the option the first one alone."""
-    if not rows:
-        return list(arguments or []), []
-    moved = [text for text in arguments or [] if text.endswith(".parquet")]
-    return [text for text in arguments or [] if text not in moved], [*rows, *map(Path, moved)]
 
 
 @app.command()
@@ -73,7 +56,7 @@ def claims(
     from supermask.analysis.claims.formats import claim_notices, format_csv, format_json, format_markdown, format_text
     from supermask.api import reports, runs
 
-    arguments, files = _split_row_files(arguments, rows)
+    arguments, files = split_row_files(arguments, rows)
     studies, overrides = split_studies_and_overrides(arguments)
     overrides = add_scale(overrides, scale)
     root = store if files else runs.open_store(store).root
@@ -221,7 +204,7 @@ def report(
     from supermask.api import reports
     from supermask.reporting.html.filters import headline
 
-    arguments, files = _split_row_files(arguments, rows)
+    arguments, files = split_row_files(arguments, rows)
     studies, overrides = split_studies_and_overrides(arguments)
     overrides = add_scale(overrides, scale)
     content = reports.collect_report(studies, overrides, store, out, files, beside)

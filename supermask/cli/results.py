@@ -14,6 +14,7 @@ import typer
 from supermask.cli.app import (
     OutputFolderOption,
     OverridesArg,
+    RowsOption,
     RunIdArg,
     ScaleOption,
     StoreOption,
@@ -21,6 +22,7 @@ from supermask.cli.app import (
     add_scale,
     app,
     print_warnings,
+    split_row_files,
 )
 from supermask.cli.output import echo
 from supermask.core.errors import UserError
@@ -111,6 +113,7 @@ def figure(
     overrides: OverridesArg = None,
     scale: ScaleOption = None,
     store: StoreOption = None,
+    rows: RowsOption = None,
     out: OutputFolderOption = Path("figures"),
     only: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Figures to draw, such as accuracy; all if it is not given.")
@@ -149,13 +152,14 @@ def figure(
 
     options = FigureOptions(parse_width(width), not no_title, not no_caption, axis, style)
     formats, names = _split(format), _split(only or "")
-    saved, damaged = runs.figures(
-        study, add_scale(overrides, scale), out, store, names, treatments or "", formats, options
+    settings, tables = split_row_files(overrides, rows)
+    saved, notices = runs.figures(
+        study, add_scale(settings, scale), out, store, names, treatments or "", formats, options, tables
     )
     for rendered, paths in saved:
         suffixes = ",".join(path.suffix[1:] for path in paths)
         echo(f"{paths[0].with_suffix('')}.{{{suffixes}}}\n  {rendered.caption}\n")
-    print_warnings(damaged)
+    print_warnings(notices)
 
 
 def _split(text: str) -> list[str]:

@@ -15,8 +15,9 @@ from helpers.small_studies import train_plan
 from helpers.stored_study import TEXT, TrainedStudy, train_study, write_study
 from scipy import stats as scipy_stats
 
+import supermask as sm
 from supermask.api import reports
-from supermask.api.row_files import read_studies_from_tables
+from supermask.api.row_files import find_rows_in_tables, read_studies_from_tables
 from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.reporting.html.study import NO_ITERATIONS
@@ -143,6 +144,42 @@ def test_the_report_from_a_table_has_its_figures_and_claims(trained: TrainedStud
     assert all(sections[name] == expected[name] for name in sections if name != "provenance")
     assert "--rows small.parquet --out r.html" in sections["provenance"]
     assert "minutes for" in sections["provenance"] and "core-minutes" not in sections["provenance"]
+
+
+@pytest.mark.slow
+def test_figures_from_a_table_equal_those_from_the_store(trained: TrainedStudy, table: Path, tmp_path: Path) -> None:
+    for name, source in (("table", ["--rows", str(table)]), ("store", ["--store", str(trained.store)])):
+        done = call("figure", str(trained.study), *source, "--out", str(tmp_path / name), "--format", "svg")
+        assert (done.status, done.err) == (0, "")
+    written = {path.name: path.read_bytes() for path in (tmp_path / "table").iterdir() if path.suffix != ".svg"}
+    assert written == {p.name: p.read_bytes() for p in (tmp_path / "store").iterdir() if p.suffix != ".svg"}
+    assert any(name.endswith("accuracy.csv") for name in written)
+    drawn = sm.figure(trained.study, "accuracy", rows=table)
+    assert drawn.data == sm.figure(trained.study, "accuracy", store=trained.store).data
+
+
+@pytest.mark.slow
+def test_a_figure_of_the_paper_comes_from_published_tables(tmp_path: Path) -> None:
+    """Figure 4 with one panel per network: other tables may have the other networks."""
+    files = [PUBLISHED.with_name(f"{name}.parquet") for name in ("mask-1-actions-paper", "resnet20-laptop")]
+    plan, rows = find_rows_in_tables(files)(load_study("mask-1-actions", ["scale=paper"])) or (None, [])
+    assert plan is not None and len(rows) == len(plan.runs)
+    assert find_rows_in_tables(files)(load_study("mask-1-actions", ["scale=paper-conv2"])) is None
+    assert find_rows_in_tables(files)(load_study("mask-0-actions", ["scale=paper"])) is None
+    words = (
+        "figure",
+        "mask-1-actions",
+        "scale=paper",
+        "--rows",
+        *map(str, files),
+        "--only",
+        "figure-4",
+        "--format",
+        "md",
+    )
+    done = call(*words, "--format", "svg", "--out", str(tmp_path))
+    assert done.status == 0
+    assert "FC on MNIST: in the mean from 20% to 1% of the weights, against rewind, reinit, reshuffle" in done.out
 
 
 @pytest.mark.slow
@@ -330,6 +367,7 @@ def test_tables_and_settings_that_do_not_match_are_refused(trained: TrainedStudy
         (["claims", str(trained.study), "train.lr=0.5", "--rows", str(table)], "are not of train.lr=0.5. Give the"),
         (["claims", *trained.args, "--rows", str(table)], "give either a store or tables of runs"),
         (["report", *trained.args, "--rows", str(table)], "give either a store or tables of runs"),
+        (["figure", *trained.args, "--rows", str(table)], "give either a store or tables of runs"),
         (["claims", "scale=laptop", "--rows", str(PUBLISHED)], "are not of scale=laptop."),
     ]:
         check_refused(arguments, message)

@@ -13,7 +13,7 @@ from supermask.core.text import Row
 from supermask.reporting.figures.accuracy import ACCURACY, EARLY_STOP, count_unconverged, draw_summary, unconverged_note
 from supermask.reporting.figures.differences import draw_differences
 from supermask.reporting.figures.learning_curves import curve_notes
-from supermask.reporting.figures.network_panels import PAPER_DATASETS, PAPER_FIGURES, is_shipped
+from supermask.reporting.figures.network_panels import PAPER_DATASETS, PAPER_FIGURES, FindRows, is_shipped
 from supermask.reporting.figures.overview import draw_overview
 from supermask.reporting.figures.ranking import draw_ranking
 from supermask.reporting.figures.save import RenderedFigure
@@ -21,6 +21,7 @@ from supermask.reporting.figures.style import DEFAULT_OPTIONS, FigureOptions
 from supermask.store import Store
 from supermask.store.rows import learning_curve_rows
 from supermask.store.tables import DENSE, treatment_labels
+from supermask.study import Study
 from supermask.study.plan import Plan
 
 FIGURES = (
@@ -47,10 +48,11 @@ FIGURES = (
 def study_figures(
     plan: Plan,
     rows: Sequence[Row],
-    store: Store,
+    store: Store | None,
     options: FigureOptions = DEFAULT_OPTIONS,
     only: Sequence[str] = (),
     treatments: Sequence[str] = (),
+    find_rows: FindRows | None = None,
 ) -> dict[str, RenderedFigure]:
     """Return name -> figure for the finished runs of a study, the most important first.
 
@@ -62,10 +64,11 @@ def study_figures(
     - As in the paper: `figure-6` and `figure-7` with heuristic masks; of the shipped studies on MNIST and CIFAR-10
       `figure-3`, `figure-4`, `figure-5`, one panel per network, and with `mask-criteria` the table `criteria`.
 
-    `rows` are those of the plan (`plan_rows`); the store is read for learning curves only. `only`: names of the figures
-    to draw, by default all. `treatments`: labels of the treatments to draw, by default all; the reference is drawn in
-    any case, because the others are compared with it. Raises UserError if no run has finished, for unknown names, and
-    for a figure in `only` that the study does not have.
+    `rows` are those of the plan (`plan_rows`). The store is read for learning curves, which tables do not have.
+    `find_rows` finds the rows of other networks and studies for panels, by default in the store. `only`: names of the
+    figures to draw, by default all. `treatments`: labels of the treatments to draw, by default all; the reference is
+    drawn in any case, because the others are compared with it. Raises UserError if no run has finished, for unknown
+    names, and for a figure in `only` that the study does not have.
     """
     from supermask.reporting import figures
 
@@ -78,10 +81,11 @@ def study_figures(
     rows = [row for row in rows if shown.intersection(treatment_labels(row))]
     study, title = plan.study, plan.study.title or plan.study.name
     draw: dict[str, Callable[[], RenderedFigure]] = {}
+    find_other = find_rows or (_find_none if store is None else figures.rows_in_store(store))
     paper = PAPER_FIGURES.get(study.name)
     if paper and not treatments and study.dataset in PAPER_DATASETS and is_shipped(plan):
         draw[paper.name] = lambda: figures.network_panels_figure(
-            figures.collect_panels(plan, rows, store), title, options
+            figures.collect_panels(plan, rows, find_other), title, options
         )
     heuristic = [row for row in rows if figures.is_heuristic(row)]
     chance = 100.0 / plan.spec.classes
@@ -121,6 +125,10 @@ def study_figures(
             f"it has: {', '.join(draw) or 'none'}."
         )
     return {name: function() for name, function in draw.items() if not only or name in only}
+
+
+def _find_none(study: Study) -> None:
+    """Find no rows of a study: without a store, the network of the rows is the only one."""
 
 
 def split_labels(text: str, labels: Collection[str]) -> list[str]:

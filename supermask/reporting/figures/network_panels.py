@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ from supermask.store import Store
 from supermask.store.planning import plan_study
 from supermask.store.rows import plan_rows
 from supermask.store.tables import treatment_labels
-from supermask.study import builtin_studies, load_study
+from supermask.study import Study, builtin_studies, load_study
 from supermask.study.plan import Plan
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ PAPER_NETWORKS = {
     "conv6": "Conv6 on CIFAR-10",
 }
 """Networks of the paper's Figures 3 to 5, in the order of the panels. Source: Zhou et al. 2019, Table S1."""
+
+
+FindRows = Callable[[Study], "tuple[Plan, Sequence[Row]] | None"]
+"""Study -> its plan and rows; None if no run of it is known."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,21 @@ def is_shipped(plan: Plan) -> bool:
     return shipped.treatments == plan.study.treatments and shipped.reference == plan.study.reference
 
 
-def collect_panels(plan: Plan, rows: Sequence[Row], store: Store) -> list[NetworkPanel]:
+def rows_in_store(store: Store) -> FindRows:
+    """Return the function that finds the rows of a study in a store."""
+
+    def find_rows(study: Study) -> tuple[Plan, Sequence[Row]] | None:
+        plan = plan_study(study, store)
+        # Without one of its runs in the store, a study need not be read.
+        return (plan, plan_rows(plan, store)[0]) if plan.runs.keys() & store.run_ids() else None
+
+    return find_rows
+
+
+def collect_panels(plan: Plan, rows: Sequence[Row], find_rows: FindRows) -> list[NetworkPanel]:
     """Return the panels of a shipped study: its own network from `rows`, the others from the study's other scales.
 
-    Of several scales of one network the one with the most finished runs is drawn. Other studies and stores are not
-    read.
+    Of several scales of one network the one with the most finished runs is drawn.
     """
     name = plan.study.name
     own = next(iter(plan.runs.values())).network
@@ -110,31 +124,28 @@ def collect_panels(plan: Plan, rows: Sequence[Row], store: Store) -> list[Networ
     panels = []
     for network, title in PAPER_NETWORKS.items():
         if network == own:
-            panels.append(_panel(network, title, plan, rows, store))
+            panels.append(_panel(network, title, plan, rows, find_rows))
             continue
         candidates = []
         for scale in by_network.get(network, []):
-            other = plan_study(load_study(name, [f"scale={scale}"]), store)
-            # Without one of its runs in the store, a scale need not be read.
-            if other.runs.keys() & store.run_ids():
-                other_rows = plan_rows(other, store)[0]
-                candidates.append((sum(row["status"] == "finished" for row in other_rows), other, other_rows))
+            if found := find_rows(load_study(name, [f"scale={scale}"])):
+                candidates.append((sum(row["status"] == "finished" for row in found[1]), *found))
         if candidates:
             _, other, other_rows = max(candidates, key=lambda candidate: candidate[0])
-            panels.append(_panel(network, title, other, other_rows, store))
+            panels.append(_panel(network, title, other, other_rows, find_rows))
         else:
             scale = next(iter(by_network.get(network, [])), "")
             panels.append(NetworkPanel(network, title, None, f"not run: supermask run {name} scale={scale}"))
     return panels
 
 
-def _panel(network: str, title: str, plan: Plan, rows: Sequence[Row], store: Store) -> NetworkPanel:
+def _panel(network: str, title: str, plan: Plan, rows: Sequence[Row], find_rows: FindRows) -> NetworkPanel:
     labels = [treatment.label for treatment in plan.study.treatments]
     dataset = {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(plan.study.dataset, plan.study.dataset)
     title = f"{title.partition(' on ')[0]} on {dataset}"
     also = PAPER_FIGURES[plan.study.name].also
     if also:
-        other_rows, other_labels = _same_settings(also, plan, store)
+        other_rows, other_labels = _same_settings(also, plan, find_rows)
         known = {row["id"] for row in rows}
         rows = [*rows, *(row for row in other_rows if row["id"] not in known)]
         labels += [label for label in other_labels if label not in labels]
@@ -146,15 +157,14 @@ def _panel(network: str, title: str, plan: Plan, rows: Sequence[Row], store: Sto
     return NetworkPanel(network, title, replace(summarize(rows, labels, plan.study.reference, ACCURACY), band=band))
 
 
-def _same_settings(name: str, plan: Plan, store: Store) -> tuple[list[Row], list[str]]:
+def _same_settings(name: str, plan: Plan, find_rows: FindRows) -> tuple[Sequence[Row], list[str]]:
     """Return rows and labels of another shipped study at the scale whose settings are those of the plan, if any."""
     for scale in {study.name: study.scales for study in builtin_studies()}[name]:
         study = load_study(name, [f"scale={scale}"])
         settings = ("network", "dataset", "train", "prune")
-        if all(getattr(study, key) == getattr(plan.study, key) for key in settings):
-            other = plan_study(study, store)
-            if other.runs.keys() & store.run_ids():
-                return plan_rows(other, store)[0], [treatment.label for treatment in study.treatments]
+        is_same = all(getattr(study, key) == getattr(plan.study, key) for key in settings)
+        if is_same and (found := find_rows(study)):
+            return found[1], [treatment.label for treatment in study.treatments]
     return [], []
 
 
