@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,8 +86,12 @@ class LiveReport:
             self.error = ""
         except (UserError, SystemFailure) as error:
             self.error = f"The report cannot be made: {error}"
+        except Exception:
+            # A bug, which nothing else would tell the page: the thread has no caller.
+            self.error = "The report cannot be made; the traceback is in the server's terminal."
+            traceback.print_exc()
         finally:
-            # Also after an unexpected exception: a build that failed is repeated only when its inputs change.
+            # A build that failed is repeated only when its inputs change.
             self._inputs = inputs
             # The first build also imports libraries, for seconds, and says nothing of the cost of the next.
             rest = REST_FACTOR * (time.monotonic() - start) if self._has_built else 0.0

@@ -130,14 +130,27 @@ def test_a_run_that_was_computed_again_rebuilds_its_study(
     assert changed == {n for n in changed if not n.startswith("study-small-2-")} != set()
 
 
+@pytest.mark.parametrize(
+    ("error", "message", "printed"),
+    [
+        (UserError("no such thing."), "The report cannot be made: no such thing.", ""),
+        (KeyError("x"), "The report cannot be made; the traceback is in the server's terminal.", "KeyError: 'x'\n"),
+    ],
+)
 def test_failed_build_is_reported_and_not_repeated(
-    trained: TrainedStudy, store: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedStudy,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    message: str,
+    printed: str,
 ) -> None:
     tries: list[int] = []
 
     def fails(*_: Any, **__: Any) -> None:
         tries.append(1)
-        raise UserError("no such thing.")
+        raise error
 
     monkeypatch.setattr(live_report, "build_report", fails)
     cache = CachedStore(store)
@@ -147,8 +160,10 @@ def test_failed_build_is_reported_and_not_repeated(
         live.update(studies_of(trained))
         wait_until(lambda: live.error)
         wait_until(lambda: not live._building.locked())
-    assert live.error == "The report cannot be made: no such thing."
+    assert live.error == message
     assert len(tries) == 1
+    err = capsys.readouterr().err
+    assert err.endswith(printed) and bool(err) == bool(printed)
 
 
 def test_builds_have_pauses_between_them(trained: TrainedStudy, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
