@@ -117,12 +117,19 @@ def inline_progress_listener(
 
 
 def run_labels(plans: Sequence[Plan]) -> dict[str, str]:
-    """Return run id -> the name of the first treatment that the run belongs to."""
+    """Return run id -> the name of the first treatment that the run belongs to.
+
+    Dense runs are called `dense`, unless treatments have dense networks of their own, as in tables.
+    """
     labels: dict[str, str] = {}
     # Backwards, so that the first plan and the first treatment overwrite the later ones.
     for plan in reversed(plans):
         members = {member.run_id: member.treatment for member in reversed(plan.treatment_runs) if member.level}
-        dense = {member.run_id: DENSE for member in plan.treatment_runs if not member.level}
+        dense = {
+            member.run_id: DENSE if plan.has_one_dense_network else member.treatment
+            for member in reversed(plan.treatment_runs)
+            if not member.level
+        }
         labels = {**dict.fromkeys(plan.runs, AUXILIARY), **labels, **members, **dense}
     return labels
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from supermask.core.text import format_duration
-from supermask.execution.progress import _LineProgress, progress_listener
+from supermask.execution.progress import _LineProgress, progress_listener, run_labels
 from supermask.execution.scheduler import Scheduler
 from supermask.execution.tasks import Task, TaskResult
 
@@ -52,6 +52,12 @@ def test_without_a_terminal_each_result_is_one_line() -> None:
         "study  1/2  dense, level 0, seed 0: 98.77% in 1.3 s",
         "study  2/2  large_final, level 1, seed 0: 98.77% in 1.3 s",
     ]
+
+
+def test_dense_networks_of_several_treatments_are_told_apart() -> None:
+    labels = run_labels([small_plan({"network": ["fc-8", "fc-9"]}, levels=1)])
+    assert list(labels.values()) == ["network=fc-8", "network=fc-8", "network=fc-9", "network=fc-9"]
+    assert next(iter(run_labels([PLAN]).values())) == "dense"
 
 
 def times_left(monkeypatch: pytest.MonkeyPatch, tasks: int, *ends: float) -> list[str]:
