@@ -335,7 +335,8 @@ def check_one_experiment(rows: Sequence[Row]) -> str:
             networks.setdefault(label, set()).add(str(row.get("network") or ""))
     datasets = {str(row.get("dataset") or "") for row in rows}
     if len(datasets) == 1 and networks and all(len(names) == 1 for names in networks.values()):
-        listed = " and ".join(dict.fromkeys(name for names in networks.values() for name in names if name))
+        *others, last = dict.fromkeys(name for names in networks.values() for name in names if name) or [""]
+        listed = f"{', '.join(others)} and {last}" if others else last
         return " on ".join(name for name in (listed, *datasets) if name)
     pairs = sorted({(str(row.get("network") or ""), str(row.get("dataset") or "")) for row in rows})
     names = [" on ".join(name for name in pair if name) for pair in pairs]

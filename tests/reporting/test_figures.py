@@ -199,6 +199,11 @@ def test_the_caption_says_in_what_the_dense_networks_differ(facts: dict[str, str
     assert f"Each treatment has its own {settings} and its own dense network: first point of its line." in caption
 
 
+def test_the_caption_lists_three_networks() -> None:
+    rows = [run(f"network={name}", level, 0, 0.9, network=name) for name in ("a", "b", "c") for level in (0, 1)]
+    assert draw(rows, ["network=a", "network=b", "network=c"]).caption.startswith("Network a, b and c on mnist: ")
+
+
 def test_dense_mean_is_a_dotted_line() -> None:
     figure = draw(study())
     (line,) = [line for line in figure.figure.axes[0].lines if list(np.asarray(line.get_xdata())) == [0, 1]]
