@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from supermask.core.errors import SystemFailure, UserError
+from supermask.core.errors import SystemFailure, UserError, quote
 from supermask.core.files import write_atomic
 from supermask.datasets.contact_sheet import contact_sheet
 from supermask.datasets.downloads import download
@@ -81,6 +81,8 @@ def inspect_dataset(name: str, sheet: str | Path | None = None) -> DataInspectio
 
     A user's function is imported and called. Raises UserError, SystemFailure.
     """
+    if not isinstance(name, str):
+        raise UserError(f"{quote(name)} is not a dataset: give a name or a locator, such as npz:own.npz.")
     images = load_data(name)
     path = None if sheet is None else output_path(sheet)
     if path is not None:

@@ -120,6 +120,8 @@ def plan(
     `cores`, `gpus`: also simulate the schedule on that many. Raises UserError if one of them is below 1.
     """
     for units, count in (("cores", cores), ("GPUs", gpus)):
+        if count is not None and (isinstance(count, bool) or not hasattr(count, "__index__")):
+            raise UserError(f"{units.lower()}={quote(count)}: give a whole number of 1 or more.")
         if count is not None and count < 1:
             raise UserError(f"{count} {units} cannot train anything: give 1 or more.")
     source = Store(store_path(store))

@@ -72,6 +72,9 @@ class RunOptions:
         may_stack = self.engine == "stacked" or (self.engine == "auto" and self.device != "cpu")
         if not may_stack and (self.precision != "float32" or self.stack is not None):
             raise UserError("--precision and --stack are options of the stacked engine: give --engine stacked too.")
+        for key, count in (("workers", self.workers), ("stack", self.stack)):
+            if count is not None and (isinstance(count, bool) or not hasattr(count, "__index__")):
+                raise UserError(f"{key}={quote(count)}: give a whole number of 1 or more.")
         if self.stack is not None and self.stack < 1:
             raise UserError(f"a stack of {self.stack} runs trains nothing: give 1 or more, or leave it out.")
         if self.cluster is not None:

@@ -106,6 +106,8 @@ def load_study(study: StudyLike, overrides: Sequence[str] = ()) -> Study:
     Overrides win over the chosen scale, the scale over the file, the file over the defaults. Functions that the
     study names by import path are checked but not imported. Raises UserError, one line per error.
     """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides are a list of texts, such as [{quote(overrides)}].")
     if isinstance(study, Study):
         if overrides:
             raise UserError(
@@ -114,6 +116,8 @@ def load_study(study: StudyLike, overrides: Sequence[str] = ()) -> Study:
         return study
     if isinstance(study, Mapping):
         return study_from_dict(study, overrides)
+    if not isinstance(study, str | Path):
+        raise UserError(f"{quote(study)} is not a study: give a name, the path of a file, a dict or a Study.")
     name = str(study) if str(study) in builtin_study_names() else Path(study).stem
     return _build_study(apply_overrides(_read_tree(study), overrides), name)
 

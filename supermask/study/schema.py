@@ -15,6 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from supermask.core.criteria import CRITERIA
 from supermask.core.errors import UserError, quote
 from supermask.core.recipe import CROSS_ENTROPY
+from supermask.core.text import pluralize
 from supermask.datasets.specs import DataOptions
 from supermask.networks.network import is_user_network
 from supermask.study.claims import Claim
@@ -286,8 +287,9 @@ class Study(Settings):
         return self
 
     def __repr__(self) -> str:
-        treatments, seeds = len(self.treatments), len(self.seeds)
-        return f"Study({self.name!r}, {self.network} on {self.dataset}, {treatments} treatments, {seeds} seeds)"
+        networks = ", ".join(dict.fromkeys(map(self.resolve_network_name, self.treatments)))
+        counts = f"{pluralize(len(self.treatments), 'treatment')}, {pluralize(len(self.seeds), 'seed')}"
+        return f"Study({self.name!r}, {networks} on {self.dataset}, {counts})"
 
     __str__ = __repr__
 

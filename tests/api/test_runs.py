@@ -14,9 +14,11 @@ from helpers.stored_study import RUNS, TrainedStudy, train_study, write_study
 
 import supermask
 from supermask.api import runs
+from supermask.api.data import inspect_dataset
 from supermask.core.errors import SystemFailure, UserError
 from supermask.core.text import Row
 from supermask.execution import run
+from supermask.execution.run import RunOptions
 from supermask.reporting.status import format_status, treatment_progress
 from supermask.store import Store
 from supermask.store.files.entry import RunFacts
@@ -256,3 +258,19 @@ def test_run_reads_finished_runs_once(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     schedule = runs.run(str(trained.study), store=trained.store)
     assert sorted(reads) == sorted(schedule.plan.runs)
+
+
+@pytest.mark.parametrize("count", [1.5, "many", True])
+def test_counts_that_are_no_whole_numbers_are_refused(count: Any) -> None:
+    for name in ("cores", "gpus"):
+        with pytest.raises(UserError, match=rf"{name}=.*: give a whole number of 1 or more"):
+            runs.plan({"treatments": [{}]}, **{name: count})
+    for options in (RunOptions(Path("none"), workers=count), RunOptions(Path("none"), engine="stacked", stack=count)):
+        with pytest.raises(UserError, match="give a whole number of 1 or more"):
+            options.validate()
+
+
+@pytest.mark.parametrize("name", [3, {"x_train": 1}])
+def test_an_inspected_dataset_is_a_text(name: Any) -> None:
+    with pytest.raises(UserError, match=r"is not a dataset: give a name or a locator, such as npz:own\.npz"):
+        inspect_dataset(name)

@@ -314,6 +314,17 @@ def test_names_that_look_like_prefixes_are_names() -> None:
         ticket.apply_to(nn.Linear(2, 2))
 
 
+def test_other_objects_than_masks_and_modules_are_refused() -> None:
+    masks = {"weight": torch.ones(2, 3, dtype=torch.bool)}
+    with pytest.raises(UserError, match="masks are a ticket or a dict of names to bool tensors, not list"):
+        hold(nn.Linear(3, 2), [masks]).__enter__()  # type: ignore[arg-type]
+    for module in (None, "network"):
+        with pytest.raises(UserError, match=r"is not a module: give a torch\.nn\.Module"):
+            hold(module, masks).__enter__()  # type: ignore[type-var]
+        with pytest.raises(UserError, match=r"is not a module: give a torch\.nn\.Module"):
+            Ticket(masks, {"weight": torch.ones(2, 3)}, {}).apply_to(module)  # type: ignore[type-var]
+
+
 @pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "examples" / "training_loops" / "hold_pruned_weights.py"

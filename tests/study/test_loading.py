@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supermask.core.errors import UserError, quote
-from supermask.study.loading import MAX_FILE_BYTES, builtin_study_names, load_study, read_study_file
+from supermask.study.loading import MAX_FILE_BYTES, builtin_study_names, load_study, read_study_file, study_from_dict
 from supermask.study.overrides import apply_overrides, set_key
 from supermask.study.yaml import MAX_ERRORS, MAX_VALUES, from_python, locate, parse_yaml, to_python
 
@@ -343,6 +343,19 @@ WRONG_OVERRIDES = {
     "reference.mask1=[rewind]": "reference: no treatment has ",
     "prune=": "prune: null is not a map of keys and values.",
 }
+
+
+def test_other_objects_than_studies_and_a_text_of_overrides_are_refused(study: Path) -> None:
+    for value in (3, None, [str(study)]):
+        with pytest.raises(UserError, match="is not a study: give a name, the path of a file, a dict or a Study"):
+            load_study(value)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"overrides are a list of texts, such as \['train.lr=1'\]"):
+        load_study(study, "train.lr=1")
+
+
+def test_the_repr_of_a_study_names_its_networks() -> None:
+    study = study_from_dict({"seeds": 1, "treatments": [{"network": ["conv2", "fc-8"]}]})
+    assert repr(study) == "Study('study', conv2, fc-8 on digits, 2 treatments, 1 seed)"
 
 
 def test_a_list_of_one_item_is_not_said_to_have_items_0_to_0(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def hold(
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     masks = masks.masks if isinstance(masks, Ticket) else masks
+    if not isinstance(masks, Mapping):
+        raise UserError(f"masks are a ticket or a dict of names to bool tensors, not {type(masks).__name__}.")
     for name, mask in masks.items():
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
             raise UserError(f"the mask of {quote(name)} is not a bool tensor (True = kept).")

@@ -128,7 +128,12 @@ def read_torch_prune(module: nn.Module, names: Mapping[str, str]) -> tuple[Masks
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of the `state_dict` themselves. Values of `get_extra_state` are left out."""
+    """Return the tensors of the `state_dict` themselves. Values of `get_extra_state` are left out.
+
+    Raises UserError for another object than a module.
+    """
+    if not hasattr(module, "state_dict"):
+        raise UserError(f"{quote(module)} is not a module: give a torch.nn.Module.")
     state = module.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] != "_extra_state"}
 
