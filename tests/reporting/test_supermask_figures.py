@@ -211,6 +211,17 @@ def test_a_learned_mask_has_three_networks_and_a_heuristic_mask_its_best_validat
     assert {r["density_percent"] for r in drawn.data_rows if r["network"] == "samples"} == {40.0}
 
 
+def test_a_mask_that_is_not_sampled_is_no_mean_of_samples() -> None:
+    """Rounded, edge-popup and signed masks are one network each."""
+    rows = [{**learned("signed", seed, 0.9), "supermask": "signed", "density": 0.4} for seed in SEEDS]
+    drawn = supermask_figure(rows, ["signed"], "signed", "T", 10.0)
+    assert [(row["network"], row["density_percent"]) for row in drawn.data_rows] == [("fixed", pytest.approx(40.0))]
+    assert "samples" not in drawn.caption
+    assert drawn.caption.endswith("is signed with 90.0% (learned mask that is not sampled).")
+    (legend,) = drawn.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["learned mask that is not sampled"]
+
+
 def test_treatments_are_compared_with_the_reference_paired_by_seed() -> None:
     drawn = supermask_figure(supermasks(), ["learned", "better"], "learned", "Supermasks", 10.0)
     better = next(r for r in drawn.data_rows if (r["treatment"], r["network"]) == ("better", "samples"))

@@ -24,6 +24,7 @@ from supermask.reporting.figures.style import (
     BLUE,
     DEFAULT_OPTIONS,
     GREEN,
+    INDIGO,
     INK,
     ORANGE,
     VERMILION,
@@ -52,6 +53,7 @@ KINDS = {
     "samples": _NetworkKind("early_stop_test_accuracy", "mean of the mask's single samples", "o", BLUE),
     "thresholded": _NetworkKind("thresholded_test_accuracy", "thresholded (p > 0.5)", "s", VERMILION),
     "expected": _NetworkKind("expected_test_accuracy", "expected network (weights times p)", "^", GREEN),
+    "fixed": _NetworkKind("early_stop_test_accuracy", "learned mask that is not sampled", "P", INDIGO),
     "untrained": _NetworkKind("early_stop_test_accuracy", "one mask on untrained weights", "D", ORANGE),
 }
 """Kinds of network that a mask defines. `p` is the probability that a weight is in the mask."""
@@ -94,7 +96,8 @@ def supermask_figure(
 ) -> RenderedFigure:
     """Draw the test accuracy of every supermask that is not trained further: mean over seeds, 95% t-interval, seeds.
 
-    A learned mask has three networks: its single samples (the paper's number), thresholded, and the expected network.
+    A learned mask has three networks: its single samples (the paper's number), thresholded, and the expected network;
+    one whose method does not sample (rounded, edge-popup, signed) has one.
     A heuristic mask is drawn at the level of best mean validation accuracy. Each treatment is compared with
     `reference`, paired by seed, if that has a mask. `chance` is in percent. The axis is logarithmic in the error.
     Raises UserError if no supermask has finished.
@@ -146,7 +149,7 @@ def compute_mask_results(rows: Sequence[Row], treatments: Sequence[str]) -> list
                 results[label] = [_mask_result(label, "untrained", _best_level(untrained))]
             elif learned and not untrained and trained == trained_further and not listed & {r["id"] for r in learned}:
                 sampled = learned[0]["supermask"] == "bernoulli"
-                kinds = ("samples", "thresholded", "expected") if sampled else ("samples",)
+                kinds = ("samples", "thresholded", "expected") if sampled else ("fixed",)
                 results[label] = [_mask_result(label, kind, learned) for kind in kinds]
                 listed |= {row["id"] for row in learned}
     return [result for label in treatments for result in results.get(label, [])]
@@ -217,9 +220,9 @@ def _draw(
 ) -> FigurePage:
     labels = [label for label in treatments if any(result.treatment == label for result in results)]
     height = ROW_HEIGHT * len(labels) + 0.15
-    # The four names of the legend are 6.7 inches wide side by side.
-    legend_columns = 4 if options.layout_width >= WIDTH else 2
     kinds = {result.kind for result in results}
+    # Four names of the legend are 6.7 inches wide side by side; with five kinds the widest of them would be.
+    legend_columns = 2 if options.layout_width < WIDTH else 4 if len(kinds) < 5 else 3
     axis_height = AXIS_HEIGHT + LEGEND_LINE * (-(-len(kinds) // legend_columns) - 1)
     page = FigurePage(title, caption, height + axis_height, options, labels)
     left = 0.2 + max_text_width(labels, LABEL_WIDTH, 6.8)

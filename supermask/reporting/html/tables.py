@@ -194,7 +194,11 @@ def learned_masks_table(study_id: str, stem: str, reference: str, rows: Sequence
     difference = f"treatment minus {reference}, percentage points"
     shown = (
         TableColumn("Treatment", "treatment"),
-        TableColumn("Network", "network", about="mean of single samples; p > 0.5; weights times p; or untrained"),
+        TableColumn(
+            "Network",
+            "network",
+            about="mean of single samples; p > 0.5; weights times p; fixed: not sampled; or untrained",
+        ),
         TableColumn("In the mask, %", "density_percent", "number", 1, about="share of the weights"),
         TableColumn("n", "n", "number", about="seeds"),
         TableColumn("Accuracy, % [95% interval]", "mean", "number", 2, "mean over seeds", MEAN),
