@@ -197,7 +197,8 @@ def figure(
     has no such figure.
     """
     paths = [expand_path(path) for path in ([rows] if isinstance(rows, (str, Path)) else rows)]
-    source = runs.read_finished_runs(study, settings_to_overrides(settings), _path(store), paths)
+    advice = "`run` it first, with the same settings and the same store."
+    source = runs.read_finished_runs(study, settings_to_overrides(settings), _path(store), paths, advice)
     for text in source.notices:
         warnings.warn(text, stacklevel=2)
     only = () if name is None else (name,)

@@ -266,11 +266,16 @@ class FinishedRuns:
 
 
 def read_finished_runs(
-    study: StudyLike, overrides: Sequence[str] = (), store: str | Path | None = None, tables: Sequence[Path] = ()
+    study: StudyLike,
+    overrides: Sequence[str] = (),
+    store: str | Path | None = None,
+    tables: Sequence[Path] = (),
+    advice: str = "`supermask run` it first, with the same settings and the same --store.",
 ) -> FinishedRuns:
     """Return the rows of a study from a store, or from tables of runs if any are given.
 
-    Raises UserError if no run has finished, and if both a store and tables are given.
+    Raises UserError if no run has finished, with `advice` if the store has none of it; and if both a store and tables
+    are given.
     """
     if tables:
         refuse_store_with_tables(store)
@@ -285,10 +290,7 @@ def read_finished_runs(
     name = quote(source.plan.study.name)
     if source.store is None or set(statuses) != {"to_do"}:
         raise UserError(f"no run of study {name} with these settings has finished: {format_counts(statuses)}.")
-    raise UserError(
-        f"no run of study {name} with these settings is in {source.store.root} yet: `supermask run` it first, with the "
-        "same settings and the same --store."
-    )
+    raise UserError(f"no run of study {name} with these settings is in {source.store.root} yet: {advice}")
 
 
 def figures(

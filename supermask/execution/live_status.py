@@ -76,7 +76,7 @@ class LiveStatusWriter:
         """Record the result of a task."""
         with self._lock:
             self._scheduler = scheduler
-            self._eta.update(scheduler)
+            self._eta.update(scheduler, result.seconds)
             if result.status == "locked":
                 return
             self._in_flight.pop(task.run.id, None)

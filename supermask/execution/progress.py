@@ -19,8 +19,11 @@ from supermask.execution.tasks import Task, TaskResult
 from supermask.store.tables import AUXILIARY, DENSE
 from supermask.study.plan import Plan
 
-BATCH_WINDOW_SECONDS = 1.0
-"""Results within this time of the first one count as its batch. All runs of a stack end together."""
+MIN_BATCH_SECONDS, BATCH_SHARE = 1.0, 0.25
+"""Results within this time of the first one, or this share of its duration, count as its batch.
+
+All runs of a stack end together; workers that start together end their first runs at about the same time, and the time
+between those results is no pace."""
 
 
 class EtaEstimator:
@@ -30,17 +33,17 @@ class EtaEstimator:
     """
 
     def __init__(self) -> None:
-        self._first_result = 0.0
-        """Time of the first result, in seconds of the monotonic clock."""
+        self._batch_end = 0.0
+        """Time until which results count as the first batch, in seconds of the monotonic clock."""
         self._baseline: tuple[float, float] | None = None
         """Time of the last result of the first batch, and the work left then."""
 
-    def update(self, scheduler: Scheduler) -> None:
-        """Record that a result arrived."""
+    def update(self, scheduler: Scheduler, seconds: float) -> None:
+        """Record that a result arrived, of a run that took `seconds`."""
         now = time.monotonic()
         if self._baseline is None:
-            self._first_result = now
-        if now - self._first_result < BATCH_WINDOW_SECONDS:
+            self._batch_end = now + max(MIN_BATCH_SECONDS, BATCH_SHARE * seconds)
+        if now < self._batch_end:
             self._baseline = now, scheduler.work_left
 
     def seconds_left(self, scheduler: Scheduler) -> float | None:
@@ -147,7 +150,7 @@ class _LineProgress:
     def line(self, scheduler: Scheduler, task: Task, result: TaskResult) -> str:
         """Return the line for a result: title, count, result, time left."""
         done = f"{self.done(scheduler)}/{self.tasks}"
-        parts = (self.title, done, self.describe(task, result), self.time_left(scheduler))
+        parts = (self.title, done, self.describe(task, result), self.time_left(scheduler, result))
         return "  ".join(part for part in parts if part)
 
     def done(self, scheduler: Scheduler) -> int:
@@ -158,9 +161,9 @@ class _LineProgress:
     def print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def time_left(self, scheduler: Scheduler) -> str:
-        """Return the time left as text; empty without an estimate."""
-        self.eta.update(scheduler)
+    def time_left(self, scheduler: Scheduler, result: TaskResult) -> str:
+        """Return the time left after a result as text; empty without an estimate."""
+        self.eta.update(scheduler, result.seconds)
         seconds = self.eta.seconds_left(scheduler)
         return "" if seconds is None else f"{format_duration(seconds)} left"
 
@@ -185,7 +188,7 @@ class _BarProgress(_LineProgress):
     def __call__(self, scheduler: Scheduler, task: Task, result: TaskResult) -> None:
         if result.message or result.status != "finished":
             self.print(self.describe(task, result))
-        left, note = self.time_left(scheduler), self.describe(task, result)
+        left, note = self.time_left(scheduler, result), self.describe(task, result)
         self.bar.update(self.bar_task, completed=self.done(scheduler), left=left, note=note)
 
 
