@@ -191,6 +191,12 @@ def test_other_safetensors_files_are_refused(tmp_path: Path, metadata: dict[str,
         load_ticket(path)
 
 
+@pytest.mark.parametrize("source", [None, 3, {}, ["a"]])
+def test_other_objects_are_refused(source: Any) -> None:
+    with pytest.raises(UserError, match="is not a ticket's path: give a file, a folder or a repository owner/name"):
+        load_ticket(source)
+
+
 def test_folders_missing_files_and_devices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a file"):
         load_ticket(tmp_path)

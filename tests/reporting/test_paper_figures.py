@@ -197,6 +197,14 @@ def test_figure_7_joins_heuristic_and_learned_masks_on_two_kinds_of_weights() ->
     assert {"on w_i", "on signed constants"} <= {text.get_text() for text in drawn.figure.texts}
 
 
+def test_figure_7_says_that_no_learned_mask_has_finished_only_if_one_is_planned() -> None:
+    heuristic = [row for row in supermask_rows() if not row.get("supermask")]
+    planned = [row if not row.get("supermask") else row | {"status": "to_do"} for row in supermask_rows()]
+    for rows, says_so in ((heuristic, False), (planned, True)):
+        caption = supermask_curves_figure(rows, "Figure 7", 10.0).caption
+        assert ("No learned mask has finished." in caption) == says_so
+
+
 def test_figure_6_compares_no_mask_a_random_and_a_large_final_mask() -> None:
     drawn = untrained_masks_figure(supermask_rows(), "Figure 6", 10.0)
     assert [(row["network"], row["mean"]) for row in drawn.data_rows] == [

@@ -60,8 +60,11 @@ def is_ticket_source(source: str | os.PathLike[str]) -> bool:
 def locate_ticket(source: str | os.PathLike[str]) -> Path:
     """Return the file of a source; a repository is downloaded into the Hub's cache.
 
-    Raises UserError if the repository cannot be used or the extra `hub` is missing, SystemFailure if the network fails.
+    Raises UserError for another object than a path or name, if the repository cannot be used or the extra `hub` is
+    missing; SystemFailure if the network fails.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"{quote(source)} is not a ticket's path: give a file, a folder or a repository owner/name.")
     if isinstance(source, str) and is_repository(source):
         from supermask.export.tickets.hub import download_ticket
 

@@ -168,13 +168,16 @@ def curves_caption(rows: Sequence[Row], points: Sequence[CurvePoint], chance: fl
     counts = {point.interval.n for point in points}
     interval = "; bar: 95% t-interval" if max(counts) > 1 else ""
     has_learned = any(point.series in (LEARNED, LEARNED_DWR) for point in points)
-    learned = "A learned mask is at its expected share of ones; several start logits give several shares."
+    if has_learned:
+        learned = "A learned mask is at its expected share of ones; several start logits give several shares."
+    else:
+        learned = "No learned mask has finished." if any(row.get("supermask") for row in rows) else ""
     unfinished, labels, shown = _unfinished(rows)
     return join_sentences(
         [
             f"Network {check_one_experiment(rows)}, weights not trained: mean over {format_seeds(counts)}{interval}.",
             "Heuristic: one-shot masks of the trained dense network.",
-            learned if has_learned else "No learned mask has finished.",
+            learned,
             f"Dashed: chance ({format_number(chance, 0)}%).",
             describe_excluded(unfinished, labels, shown),
             *row_data_notes(rows),
