@@ -20,7 +20,7 @@ from helpers.browsers import WAIT, LoggedPage, needs_browser, open_browser, open
 from helpers.hostile_names import NAMES, SCRIPT, train_hostile_study
 from helpers.serving import note_curve, note_progress, note_study
 from helpers.stored_study import RUNS, TrainedStudy, train_study
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from supermask.serve.app import make_app
 from supermask.serve.connections import LimitedServer, limits
@@ -196,6 +196,24 @@ def test_explorer_and_page_of_a_run(site: Site, log: LoggedPage) -> None:
     page.goto(address)
     expect(page.locator("#chosen")).to_have_text("4 of 5 selected", timeout=WAIT)
     expect(page.locator("#metric")).to_have_value("early_stop_iteration")
+    site.check(log)
+
+
+def test_an_answer_that_comes_late_does_not_replace_a_later_one(site: Site, log: LoggedPage) -> None:
+    page, late = log.page, list[Route]()
+    page.goto(site.url + "explore")
+    expect(page.locator("#count")).to_have_text(f"{RUNS - 1} runs of the selected treatments", timeout=WAIT)
+    page.route(re.compile("runs.json.*sort=level&order=ascending"), lambda route: late.append(route))
+    for _ in range(2):
+        page.get_by_role("button", name="level").click()
+    level = page.locator("#runs tbody tr").first.locator("td").nth(1)
+    expect(level).to_have_text("2", timeout=WAIT)
+    with page.expect_response(re.compile("order=ascending")) as answer:
+        late[0].continue_()
+    answer.value.finished()
+    # Two frames: the page has handled the answer by then.
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    expect(level).to_have_text("2")
     site.check(log)
 
 

@@ -3,8 +3,9 @@
 {
 
 const $ = (id) => document.getElementById(id);
-const state = { subjects: [], subject: null, chosen: [], sort: "treatment", order: "ascending", page: 0 };
-let latestRequest = 0;
+const state = { subjects: [], subject: null, chosen: [], sort: "treatment", order: "ascending", page: 0, pages: 1 };
+// Number of the latest request: an answer to an earlier one comes too late and is dropped.
+const latest = { table: 0, curves: 0 };
 
 function query(extra) {
   const parameters = new URLSearchParams({ network: state.subject.network, dataset: state.subject.dataset });
@@ -74,26 +75,29 @@ function drawTable(page) {
   }
   $("runs").tBodies[0].replaceChildren(...page.rows.map((row) =>
     make("tr", {}, ...row.map((value, index) => cell(heads[index].dataset.column, value)))));
+  state.pages = Math.max(page.pages, 1);
   $("count").textContent = `${formatCount(page.total)} runs${state.chosen.length ? " of the selected treatments" : ""}`;
-  $("page").textContent = `page ${page.page + 1} of ${Math.max(page.pages, 1)}`;
+  $("page").textContent = `page ${page.page + 1} of ${state.pages}`;
   $("before").disabled = page.page === 0;
   $("after").disabled = page.page + 1 >= page.pages;
   $("csv").href = `/explore/runs.csv?${query()}`;
 }
 
 async function showTable() {
-  drawTable(await getJson(`/explore/runs.json?${query({ sort: state.sort, order: state.order, page: state.page })}`));
+  const request = ++latest.table;
+  const page = await getJson(`/explore/runs.json?${query({ sort: state.sort, order: state.order, page: state.page })}`);
+  if (request === latest.table) drawTable(page);
 }
 
 async function showCurves() {
+  const request = ++latest.curves;
   if (!state.chosen.length) {
     drawPlot("curves", { data: [], layout: { xaxis: {}, yaxis: {} } });
     $("curves-note").textContent = "Select a treatment to see its curve. The table has all runs.";
     return;
   }
-  const request = ++latestRequest;
   const figure = await getJson(`/explore/curves.json?${query({ metric: $("metric").value })}`);
-  if (request !== latestRequest) return;  // a newer selection is on its way
+  if (request !== latest.curves) return;
   drawPlot("curves", figure);
   $("curves-note").textContent = figure.data.length
     ? "Mean over seeds; band: 95% t-interval of the mean. "
@@ -144,7 +148,7 @@ $("clear").addEventListener("click", () => {
 });
 for (const [id, step] of [["before", -1], ["after", 1]]) {
   $(id).addEventListener("click", () => {
-    state.page += step;
+    state.page = Math.min(Math.max(state.page + step, 0), state.pages - 1);
     showTable().catch((error) => notice(error.message));
   });
 }
