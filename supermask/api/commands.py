@@ -10,14 +10,13 @@ They return what the command prints, as objects with a short repr. Warnings of t
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from supermask.api import reports, runs
-from supermask.api.notebook import StudyStatus, progress_display, settings_to_overrides
+from supermask.api.notebook import StudyStatus, Tables, expand_tables, progress_display, settings_to_overrides
 from supermask.core.environment import expand_path
 from supermask.core.text import pluralize
 from supermask.execution.local import StudyInterrupted
@@ -90,13 +89,13 @@ def status(study: StudyLike, *, store: PathLike | None = None, **settings: objec
 
 
 def claims(
-    *studies: PathLike, store: PathLike | None = None, rows: Sequence[PathLike] | PathLike = (), **settings: object
+    *studies: PathLike, store: PathLike | None = None, rows: Tables = (), **settings: object
 ) -> Results[ClaimFinding]:
     """Test the claims about studies (default: all shipped ones) on the runs of a store, or of Parquet tables `rows`.
 
     Each finding has `verdict`, `sentence`, and `clauses` with n, effect, interval and p. Raises UserError.
     """
-    overrides, tables = settings_to_overrides(settings), _expand_tables(rows)
+    overrides, tables = settings_to_overrides(settings), expand_tables(rows)
     source = None if tables and store is None else runs.open_store(store).root
     findings, damaged = reports.claims([str(study) for study in studies], overrides, source, tables)
     _warn(damaged)
@@ -108,7 +107,7 @@ def report(
     *studies: PathLike,
     out: PathLike = "report.html",
     store: PathLike | None = None,
-    rows: Sequence[PathLike] | PathLike = (),
+    rows: Tables = (),
     **settings: object,
 ) -> Path:
     """Write the report on studies (or on Parquet tables `rows`) as one HTML file without a server; return its path.
@@ -116,7 +115,7 @@ def report(
     Raises UserError, SystemFailure.
     """
     names, source = [str(study) for study in studies], None if store is None else expand_path(store)
-    return reports.report(names, settings_to_overrides(settings), expand_path(out), source, _expand_tables(rows))
+    return reports.report(names, settings_to_overrides(settings), expand_path(out), source, expand_tables(rows))
 
 
 def reproduce(
@@ -177,11 +176,6 @@ def merge(source: PathLike, store: PathLike | None = None) -> Results[MergeResul
     rare = ("damaged", "newer")
     summary = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count or outcome not in rare)
     return Results(results, summary, [f"{r.key} {r.outcome}: {r.reason}" for r in results if r.reason])
-
-
-def _expand_tables(rows: Sequence[PathLike] | PathLike) -> list[Path]:
-    """Return the paths of one table or of several."""
-    return [expand_path(path) for path in ([rows] if isinstance(rows, (str, os.PathLike)) else rows)]
 
 
 def _warn(messages: Sequence[str]) -> None:

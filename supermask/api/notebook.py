@@ -196,15 +196,19 @@ def figure(
     `rows`: Parquet tables of runs to read in place of a store. Raises UserError if no run has finished, or if the study
     has no such figure.
     """
-    paths = [expand_path(path) for path in ([rows] if isinstance(rows, (str, Path)) else rows)]
     advice = "`run` it first, with the same settings and the same store."
-    source = runs.read_finished_runs(study, settings_to_overrides(settings), _path(store), paths, advice)
+    source = runs.read_finished_runs(study, settings_to_overrides(settings), _path(store), expand_tables(rows), advice)
     for text in source.notices:
         warnings.warn(text, stacklevel=2)
     only = () if name is None else (name,)
     drawn = study_figures(source.plan, source.rows, source.store, only=only, find_rows=source.find_rows)
     figures = {key: Figure(rendered, figure_stem(source.plan.study.name, key)) for key, rendered in drawn.items()}
     return Figures(figures) if name is None else figures[name]
+
+
+def expand_tables(rows: Tables) -> list[Path]:
+    """Return the paths of one table or of several."""
+    return [expand_path(path) for path in ([rows] if isinstance(rows, str | Path) else rows)]
 
 
 def settings_to_overrides(settings: Mapping[str, object]) -> list[str]:
