@@ -91,6 +91,8 @@ def test_other_networks_come_from_the_other_scales_of_the_study(
     assert [panel.network for panel in panels if panel.summary] == ["fc-300-100", "conv4"]
     assert panels[2].summary is not None and panels[2].summary.subject == "conv4 on cifar10"
     caption = network_panels_figure(panels, "Figure 3").caption
+    # The stars of every panel are described.
+    assert "after Holm's correction over 2 to 24 levels" in caption
     assert "Takeaway: FC on MNIST: against large_final, small_final and random are worse at some level" in caption
     assert "; Conv4 on CIFAR-10: in the mean from 20% to 5% of the weights, against large_final, small_final" in caption
 

@@ -182,35 +182,42 @@ def find_single_intervals(has_interval: Sequence[bool]) -> list[int]:
     return [i for i, has in enumerate(has_interval) if has and not padded[i] and not padded[i + 2]]
 
 
-def significance_note(summary: Summary) -> str:
+def significance_note(*summaries: Summary) -> str:
     """Describe the stars: test, pairing, correction; and count the comparisons that were not tested.
 
-    Empty on a demonstration, which has no stars.
+    `summaries`: one per panel, with the same reference. Empty on a demonstration, which has no stars.
 
     Source: Zhou et al. 2019, authors' response, items 2 and 4: each level is tested by itself.
     """
-    if demonstration_note(summary.subject):
+    if any(demonstration_note(summary.subject) for summary in summaries):
         return ""
-    compared = [(point, point.comparison) for point in summary.points if point.comparison]
+    reference, points = summaries[0].reference, [point for summary in summaries for point in summary.points]
+    compared = [(point, point.comparison) for point in points if point.comparison]
     tested = [(point, comparison) for point, comparison in compared if comparison.p is not None]
     untested = _untested_note([comparison for _, comparison in compared])
-    if all(point.interval.n < 2 or point.treatment == summary.reference for point in summary.points):
-        return untested if any(point.interval.n > 1 for point in summary.points) else ""
+    if all(point.interval.n < 2 or point.treatment == reference for point in points):
+        return untested if any(point.interval.n > 1 for point in points) else ""
     if not tested:
-        return untested or f"No comparison with {summary.reference} could be tested."
+        return untested or f"No comparison with {reference} could be tested."
     test = {
         frozenset({"paired t"}): "paired t-test, pairs share a seed",
         frozenset({"Welch t"}): "Welch's t-test, not paired: the seeds differ",
     }.get(frozenset(c.test for _, c in tested), "paired t-test where both have the same seeds, else Welch's t-test")
-    levels = sorted(Counter(point.treatment for point, _ in tested).values())
+    levels = sorted(count for summary in summaries for count in _count_tested_levels(summary))
     correction = (
         "one level, so no correction"
         if levels[-1] == 1
         else f"after Holm's correction over {format_range(levels)} levels, for each treatment by itself"
     )
     none = "" if any(point.significant for point, _ in tested) else " (there is none)"
-    stars = f"Star{none}: differs from {summary.reference} at that level, p < {SIGNIFICANCE} ({test}), {correction}."
+    stars = f"Star{none}: differs from {reference} at that level, p < {SIGNIFICANCE} ({test}), {correction}."
     return f"{stars} {untested}".strip()
+
+
+def _count_tested_levels(summary: Summary) -> list[int]:
+    """Return the number of tested levels of each treatment with one."""
+    tested = [point for point in summary.points if point.comparison is not None and point.comparison.p is not None]
+    return list(Counter(point.treatment for point in tested).values())
 
 
 def _untested_note(comparisons: Sequence[Comparison]) -> str:

@@ -237,7 +237,7 @@ def _caption(panels: Sequence[NetworkPanel], options: FigureOptions) -> str:
     return join_sentences(
         [
             *notes,
-            significance_note(drawn[0][1]),
+            significance_note(*(summary for _, summary in drawn)),
             "Dotted line: mean of the dense network.",
             *scales,
             *dict.fromkeys(note for _, summary in drawn for note in data_notes(summary)),
