@@ -92,6 +92,14 @@ def test_random_masks_are_no_finding_but_are_named() -> None:
     assert f"{prefix}no kept weight was drawn by chance and at most" in caption
 
 
+def test_the_caption_counts_levels_without_facts_of_their_weights() -> None:
+    """A point of one seed is no finding on five."""
+    assert "did not record" not in weight_changes_figure(rows(), LABELS, "Title").caption
+    some = [row if row["seed"] else {**row, "shrunk": None} for row in rows()]
+    caption = weight_changes_figure(some, LABELS, "Title").caption
+    assert "4 of 12 finished levels did not record ties, signs and magnitudes." in caption
+
+
 def test_runs_of_earlier_versions_have_their_iterations_only() -> None:
     assert has_weight_changes(rows())
     assert not has_weight_changes(rows(recorded=False))

@@ -79,13 +79,18 @@ class FactPoint:
     interval: MeanInterval
 
 
+def _is_trained_level(row: Row) -> bool:
+    is_level = bool(row["status"] == "finished" and row["level"])
+    return is_level and bool(row.get("trained")) and not row.get("supermask")
+
+
 def fact_points(rows: Sequence[Row], treatments: Sequence[str]) -> list[FactPoint]:
     """Return the means of the facts of trained levels; runs that did not record a fact are in no mean of it."""
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["status"] == "finished" and row["level"] and row.get("trained") and not row.get("supermask"):
+        if _is_trained_level(row):
             for label in treatment_labels(row):
-                groups[label, int(row["level"])].append(row)
+                groups[label, int(row["level"] or 0)].append(row)
     points = []
     for name, fact in FACTS.items():
         for label in treatments:
@@ -155,10 +160,21 @@ def weight_changes_caption(rows: Sequence[Row], points: Sequence[FactPoint]) -> 
             "A tie is drawn where weights of equal score are on both sides of the cut. Sign and magnitude: at the end "
             "of a level's training against its start.",
             describe_excluded(unfinished, labels, len(shown)),
+            _describe_unrecorded(shown),
             *row_data_notes(shown),
             weight_changes_takeaway(points),
         ]
     )
+
+
+def _describe_unrecorded(rows: Sequence[Row]) -> str:
+    """Count the finished levels without facts of their weights: of earlier versions, or of a table without them."""
+    levels = [row for row in rows if _is_trained_level(row)]
+    of_weights = [fact for name, fact in FACTS.items() if name != "early_stop_iteration"]
+    missing = [row for row in levels if any(fact.read(row) is None for fact in of_weights)]
+    if not missing:
+        return ""
+    return f"{len(missing):,} of {len(levels):,} finished levels did not record ties, signs and magnitudes."
 
 
 def weight_changes_takeaway(points: Sequence[FactPoint]) -> str:
