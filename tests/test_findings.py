@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 from helpers import findings
+from scipy import stats as scipy_stats
 
 from supermask.analysis.claims import ClaimFinding, ClauseFinding
 from supermask.analysis.claims.formats import format_markdown
 from supermask.analysis.claims.paper import paper_tasks
 
 ROOT = Path(__file__).parent.parent
+PRUNED_FROM = "large_final + initializer="
 
 
 def claims_table(document: str) -> list[list[str]]:
@@ -95,3 +99,65 @@ def test_the_table_of_learned_masks_is_that_of_the_published_rows() -> None:
                 assert cells[index].startswith(f"{value:.{digits}f}"), (label, column)
         densities.append(f"{density:.1f}")
     assert "the thresholded masks have {}, {}, {} and {}%".format(*densities) in section
+
+
+def accuracies(name: str) -> dict[tuple[str, int], dict[int, float]]:
+    """Return (treatment, level) -> seed -> test accuracy in percent, of a published table."""
+    columns = "treatment, level, seed, 100 * early_stop_test_accuracy"
+    rows = duckdb.read_parquet(str(ROOT / "results" / f"{name}.parquet")).project(columns).fetchall()
+    by_cell: dict[tuple[str, int], dict[int, float]] = {}
+    for treatments, level, seed, accuracy in rows:
+        for treatment in treatments.split(" | "):
+            by_cell.setdefault((treatment, level), {})[seed] = accuracy
+    return by_cell
+
+
+def difference(name: str, treatment: str, reference: str, levels: range) -> str:
+    """Return the mean over seeds of the difference over these levels, with its 95% t-interval."""
+    table = accuracies(name)
+    pairs = [(table[treatment, level], table[reference, level]) for level in levels]
+    assert all(ours.keys() == theirs.keys() == set(range(5)) for ours, theirs in pairs)
+    values = [np.mean([ours[seed] - theirs[seed] for ours, theirs in pairs]) for seed in range(5)]
+    low, high = scipy_stats.ttest_1samp(values, 0.0).confidence_interval()
+    return f"{np.mean(values):+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def test_the_table_of_conv2_is_that_of_the_published_rows() -> None:
+    text = findings.PAGE.read_text(encoding="utf-8")
+    table = accuracies("mask-criteria-conv2") | {
+        key: value for key, value in accuracies("mask-0-actions-conv2").items() if key[0] == "freeze_init"
+    }
+    treatments = ("large_final", "magnitude_increase", "random", "freeze_init")
+    for level, share in ((1, "40.2%"), (2, "16.3%"), (3, "6.6%")):
+        values = [list(table[treatment, level].values()) for treatment in treatments]
+        assert all(len(seeds) == 5 for seeds in values)
+        cells = [f"{np.mean(seeds):.2f} ({np.std(seeds, ddof=1):.2f})" for seeds in values]
+        assert f"| {share} | {' | '.join(cells)} |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "treatment", "reference", "levels"),
+    [
+        *(
+            ("bimodal-initialization-laptop", f"{PRUNED_FROM}{ours}", f"{PRUNED_FROM}{reference}", levels)
+            for ours, reference in combinations(("bimodal", "glorot_normal_wide", "glorot_normal"), 2)
+            for levels in (range(4, 11), range(1))
+        ),
+        *(
+            ("mask-trajectory-laptop", f"magnitude_increase, {points}", "magnitude_increase, start to end", levels)
+            for points in ("10% to end", "half to end", "start to 10%", "start to half")
+            for levels in (range(4, 8), range(4, 11))
+        ),
+        *(
+            ("mask-trajectory-laptop", f"large_final, {point}", "large_final, end", levels)
+            for point in ("10%", "half")
+            for levels in (range(4, 8), range(4, 11))
+        ),
+        ("mask-0-actions-conv2", "zero", "freeze_init", range(1, 4)),
+        ("mask-criteria-conv2", "magnitude_increase", "large_final", range(2, 4)),
+    ],
+)
+def test_differences_in_findings_are_those_of_the_published_rows(
+    name: str, treatment: str, reference: str, levels: range
+) -> None:
+    assert difference(name, treatment, reference, levels) in findings.PAGE.read_text(encoding="utf-8")

@@ -68,15 +68,15 @@ class _Tables:
         Each study has its own result of a run that several of them trained, and results differ between environments.
         Those of the environment that most rows of the study come from are taken, whatever the order of the files.
         """
-        own = self.study_rows(name)
-        environments = Counter(row.get("environment") for row in own.values())
+        study_rows = self.study_rows(name)
+        environments = Counter(row.get("environment") for row in study_rows.values())
 
         def preference(row: Row) -> tuple[int, str, str]:
             return -environments[row.get("environment")], str(row["study"]), str(row.get("environment"))
 
         others = [row for rows in self.by_study.values() for row in rows.values()]
         # The preferred one last, so that it stays.
-        return {str(row["id"]): row for row in sorted(others, key=preference, reverse=True)} | own
+        return {str(row["id"]): row for row in sorted(others, key=preference, reverse=True)} | study_rows
 
 
 def read_studies_from_tables(
@@ -116,7 +116,7 @@ def read_study_from_tables(files: Sequence[Path], study: StudyLike, overrides: S
     return parts[0]
 
 
-def find_rows_in_tables(files: Sequence[Path]) -> Callable[[Study], tuple[Plan, list[Row]] | None]:
+def make_table_finder(files: Sequence[Path]) -> Callable[[Study], tuple[Plan, list[Row]] | None]:
     """Return the function that finds the plan and rows of a study in these tables; None if they have none of it."""
     tables = _read_tables(files)
 

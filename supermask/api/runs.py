@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from supermask.api.row_files import find_rows_in_tables, read_study_from_tables, refuse_store_with_tables
+from supermask.api.row_files import make_table_finder, read_study_from_tables, refuse_store_with_tables
 from supermask.core.environment import check_path, expand_path
 from supermask.core.errors import UserError, quote
 from supermask.core.recipe import Recipe
@@ -280,7 +280,7 @@ def read_finished_runs(
     if tables:
         refuse_store_with_tables(store)
         part = read_study_from_tables(tables, study, overrides)
-        source = FinishedRuns(part.plan, part.rows, list(part.notices), None, find_rows_in_tables(tables))
+        source = FinishedRuns(part.plan, part.rows, list(part.notices), None, make_table_finder(tables))
     else:
         study_plan, rows, damaged = study_rows(study, overrides, store)
         source = FinishedRuns(study_plan, rows, damaged, Store(store_path(store)), None)

@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 
 import supermask as sm
 from supermask.api import reports
-from supermask.api.row_files import find_rows_in_tables, read_studies_from_tables
+from supermask.api.row_files import make_table_finder, read_studies_from_tables
 from supermask.core.errors import UserError
 from supermask.core.text import Row
 from supermask.reporting.html.study import NO_ITERATIONS
@@ -162,10 +162,10 @@ def test_figures_from_a_table_equal_those_from_the_store(trained: TrainedStudy, 
 def test_a_figure_of_the_paper_comes_from_published_tables(tmp_path: Path) -> None:
     """Figure 4 with one panel per network: other tables may have the other networks."""
     files = [PUBLISHED.with_name(f"{name}.parquet") for name in ("mask-1-actions-paper", "resnet20-laptop")]
-    plan, rows = find_rows_in_tables(files)(load_study("mask-1-actions", ["scale=paper"])) or (None, [])
+    plan, rows = make_table_finder(files)(load_study("mask-1-actions", ["scale=paper"])) or (None, [])
     assert plan is not None and len(rows) == len(plan.runs)
-    assert find_rows_in_tables(files)(load_study("mask-1-actions", ["scale=paper-conv2"])) is None
-    assert find_rows_in_tables(files)(load_study("mask-0-actions", ["scale=paper"])) is None
+    assert make_table_finder(files)(load_study("mask-1-actions", ["scale=paper-conv2"])) is None
+    assert make_table_finder(files)(load_study("mask-0-actions", ["scale=paper"])) is None
     words = (
         "figure",
         "mask-1-actions",

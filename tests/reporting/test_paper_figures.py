@@ -19,8 +19,8 @@ from supermask.reporting.figures import (
     collect_panels,
     criteria_table_figure,
     curve_points,
+    make_store_finder,
     network_panels_figure,
-    rows_in_store,
     supermask_curves_figure,
     untrained_masks_figure,
 )
@@ -64,7 +64,7 @@ def rows_for(plan: Plan, factor: float = 1.0) -> list[Row]:
 @pytest.mark.slow
 def test_networks_that_were_not_run_have_empty_panels_with_their_names(tmp_path: Path) -> None:
     plan = make_plan(load_study("mask-criteria", ["scale=laptop", "prune.levels=2"]))
-    panels = collect_panels(plan, rows_for(plan), rows_in_store(Store(tmp_path)))
+    panels = collect_panels(plan, rows_for(plan), make_store_finder(Store(tmp_path)))
     assert [panel.title for panel in panels] == ["FC on MNIST", *(f"Conv{n} on CIFAR-10" for n in (2, 4, 6))]
     assert [panel.summary is None for panel in panels] == [False, True, True, True]
     drawn = network_panels_figure(panels, "Figure 3")
@@ -87,7 +87,7 @@ def test_other_networks_come_from_the_other_scales_of_the_study(
     monkeypatch.setattr(Store, "run_ids", lambda store: {next(iter(other.runs))})
     monkeypatch.setattr(module, "plan_rows", lambda plan, store: (rows_for(plan, 0.8), []))
     plan = make_plan(load_study("mask-criteria", ["scale=laptop", "prune.levels=2"]))
-    panels = collect_panels(plan, rows_for(plan), rows_in_store(Store(tmp_path)))
+    panels = collect_panels(plan, rows_for(plan), make_store_finder(Store(tmp_path)))
     assert [panel.network for panel in panels if panel.summary] == ["fc-300-100", "conv4"]
     assert panels[2].summary is not None and panels[2].summary.subject == "conv4 on cifar10"
     caption = network_panels_figure(panels, "Figure 3").caption
@@ -103,7 +103,7 @@ def test_figure_4_has_the_random_line_and_the_rescaled_actions(tmp_path: Path, m
     monkeypatch.setattr(Store, "run_ids", lambda store: set(also.runs))
     monkeypatch.setattr(module, "plan_rows", lambda plan, store: (rows_for(plan), []))
     plan = make_plan(load_study("mask-1-actions", ["scale=laptop"]))
-    summary = collect_panels(plan, rows_for(plan), rows_in_store(Store(tmp_path)))[0].summary
+    summary = collect_panels(plan, rows_for(plan), make_store_finder(Store(tmp_path)))[0].summary
     assert summary is not None
     labels = list(summary.series)
     assert labels[0] == summary.reference == "rewind"

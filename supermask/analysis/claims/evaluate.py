@@ -46,7 +46,7 @@ def evaluate_claims(
     for task in paper_tasks():
         named = [data for name in task.studies for data in evidence if data.study.name == name]
         about = [data for data in named if task.is_about(data.network, data.study)]
-        findings += [_evaluate_task(task_for, data) for task_for, data in _with_runs_of_their_own(task, about)]
+        findings += [_evaluate_task(task_for, data) for task_for, data in _select_deciding_studies(task, about)]
         if not about and (named or whole_paper) and not (is_demo and task.study):
             finding = _unevaluated_finding(task)
             findings.append(replace(finding, verdict="no verdict") if is_demo else finding)
@@ -55,7 +55,7 @@ def evaluate_claims(
     return findings
 
 
-def _with_runs_of_their_own(task: ClaimTask, about: Sequence[ClaimData]) -> Iterator[tuple[ClaimTask, ClaimData]]:
+def _select_deciding_studies(task: ClaimTask, about: Sequence[ClaimData]) -> Iterator[tuple[ClaimTask, ClaimData]]:
     """Yield the studies that decide a claim: those of the first's name, and others with finished runs that add to them.
 
     Several studies can decide one claim, such as masks learned for 500 and for 2,000 epochs. They share runs, and at

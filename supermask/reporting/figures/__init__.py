@@ -13,7 +13,7 @@ from supermask.reporting.figures.learned import has_learned_masks, supermask_fig
 from supermask.reporting.figures.learning_curves import learning_curves_figure
 from supermask.reporting.figures.mask_density import density_by_level_figure, density_figure
 from supermask.reporting.figures.mask_overlap import overlap_by_layer_figure, overlap_figure
-from supermask.reporting.figures.network_panels import collect_panels, network_panels_figure, rows_in_store
+from supermask.reporting.figures.network_panels import collect_panels, make_store_finder, network_panels_figure
 from supermask.reporting.figures.overview import compute_overview, overview_figure
 from supermask.reporting.figures.pixel_maps import pixel_map_figure
 from supermask.reporting.figures.ranking import compute_ranking, ranking_figure
@@ -56,13 +56,13 @@ __all__ = [
     "has_weight_changes",
     "is_heuristic",
     "learning_curves_figure",
+    "make_store_finder",
     "network_panels_figure",
     "overlap_by_layer_figure",
     "overlap_figure",
     "overview_figure",
     "pixel_map_figure",
     "ranking_figure",
-    "rows_in_store",
     "save_figure",
     "save_table",
     "slugify",

@@ -177,15 +177,15 @@ def draw_band(
         shift = (index - (count - 1) / 2) * min(BAR_DISTANCE, BARS_WIDTH / count)
         ends = [low[i] for i in single], [high[i] for i in single]
         style: dict[str, Any] = {"color": color, "linewidth": 0.9, "alpha": 0.8, "zorder": 2.2}
-        axes.vlines([x[i] for i in single], *ends, transform=_moved(axes, shift, 0.0), **style)
+        axes.vlines([x[i] for i in single], *ends, transform=_translate_points(axes, shift, 0.0), **style)
 
 
 def draw_stars(axes: Axes, x: Sequence[float], y: Sequence[float], color: str, order: float) -> None:
     """Draw a star `STAR_LIFT` points above each of these positions, whatever the scale of the axes."""
-    axes.plot(x, y, color=color, transform=_moved(axes, 0.0, STAR_LIFT), zorder=order, **STAR)
+    axes.plot(x, y, color=color, transform=_translate_points(axes, 0.0, STAR_LIFT), zorder=order, **STAR)
 
 
-def _moved(axes: Axes, right: float, up: float) -> Transform:
+def _translate_points(axes: Axes, right: float, up: float) -> Transform:
     """Return the transform of the data, moved by this number of points."""
     from matplotlib.transforms import ScaledTranslation
 

@@ -81,7 +81,7 @@ def study_figures(
     rows = [row for row in rows if shown.intersection(treatment_labels(row))]
     study, title = plan.study, plan.study.title or plan.study.name
     draw: dict[str, Callable[[], RenderedFigure]] = {}
-    find_other = find_rows or (_find_none if store is None else figures.rows_in_store(store))
+    find_other = find_rows or (_find_none if store is None else figures.make_store_finder(store))
     paper = PAPER_FIGURES.get(study.name)
     if paper and not treatments and study.dataset in PAPER_DATASETS and is_shipped(plan):
         draw[paper.name] = lambda: figures.network_panels_figure(

@@ -99,7 +99,7 @@ def is_shipped(plan: Plan) -> bool:
     return shipped.treatments == plan.study.treatments and shipped.reference == plan.study.reference
 
 
-def rows_in_store(store: Store) -> FindRows:
+def make_store_finder(store: Store) -> FindRows:
     """Return the function that finds the rows of a study in a store."""
 
     def find_rows(study: Study) -> tuple[Plan, Sequence[Row]] | None:
@@ -128,8 +128,8 @@ def collect_panels(plan: Plan, rows: Sequence[Row], find_rows: FindRows) -> list
             continue
         candidates = []
         for scale in by_network.get(network, []):
-            if found := find_rows(load_study(name, [f"scale={scale}"])):
-                candidates.append((sum(row["status"] == "finished" for row in found[1]), *found))
+            if planned := find_rows(load_study(name, [f"scale={scale}"])):
+                candidates.append((sum(row["status"] == "finished" for row in planned[1]), *planned))
         if candidates:
             _, other, other_rows = max(candidates, key=lambda candidate: candidate[0])
             panels.append(_panel(network, title, other, other_rows, find_rows))
@@ -163,8 +163,8 @@ def _same_settings(name: str, plan: Plan, find_rows: FindRows) -> tuple[Sequence
         study = load_study(name, [f"scale={scale}"])
         settings = ("network", "dataset", "train", "prune")
         is_same = all(getattr(study, key) == getattr(plan.study, key) for key in settings)
-        if is_same and (found := find_rows(study)):
-            return found[1], [treatment.label for treatment in study.treatments]
+        if is_same and (planned := find_rows(study)):
+            return planned[1], [treatment.label for treatment in study.treatments]
     return [], []
 
 
