@@ -102,6 +102,7 @@ def finished_rows(study: Study) -> list[Row]:
     return [row | result | ({"validation_rise": 0.0} if row.get("supermask") else {}) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_study_that_learns_longer_decides_claim_11_beside_the_one_to_run_first() -> None:
     scale = ["scale=paper", "seeds=[0]"]
     shorter, longer = (load_study(name, scale) for name in ("learned-supermasks", "table-one"))
@@ -128,6 +129,7 @@ def test_a_study_whose_runs_are_all_in_another_one_gives_no_second_verdict() -> 
     assert [claim.study for claim in found if claim.name == "11a"] == ["learned-supermasks"]
 
 
+@pytest.mark.slow
 def test_every_study_that_a_claim_names_has_its_treatments() -> None:
     for task in paper_tasks():
         for name in task.studies:
